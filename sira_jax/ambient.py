@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that every layer of one forward pass may ask for.
+
+A model says which tokens belong to which example (`SEGMENTS`), a training
+step gives the key of this step's dropout (`DROPOUT_KEY`); a layer deep inside
+asks, and nobody between them hands anything through:
+
+    with ambient.SEGMENTS(ambient.Segments(ids, packed=False)):
+      hidden = block(hidden)
+
+The values are often tracers. JAX caches inner traces (remat, scan, nested
+jit) by the identity of the traced function, so a tracer met inside one would
+come back, stale, in the next trace; each entry therefore also changes a JAX
+user context, which is part of every cache key. Enter it inside the jitted
+function: entered outside, each call would compile anew.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import contextvars
+import dataclasses
+from typing import Generic, TypeVar
+
+import jax
+from jaxtyping import Array, Int
+
+T = TypeVar("T")
+
+_entries = jax.make_user_context(default_value=None)
+
+
+class Ambient(Generic[T]):
+  """One such value: call it to set, `get` to read; None where nobody set it."""
+
+  def __init__(self, name: str):
+    self._variable = contextvars.ContextVar(name, default=None)
+
+  @contextlib.contextmanager
+  def __call__(self, value: T | None) -> Iterator[None]:
+    token = self._variable.set(value)
+    try:
+      with _entries(object()):
+        yield
+    finally:
+      self._variable.reset(token)
+
+  def get(self) -> T | None:
+    """The value of the innermost entry around the caller."""
+    return self._variable.get()
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+  """Which example each token of a batch belongs to.
+
+  Attributes:
+    ids: 0 for padding; tokens of a row with equal ids are one example.
+    packed: whether a row may hold several examples, which are then contiguous.
+      Static: an unpacked batch takes cheaper programs.
+  """
+
+  ids: Int[Array, "batch length"]
+  packed: bool
+
+
+SEGMENTS: Ambient[Segments] = Ambient("segments")
+DROPOUT_KEY: Ambient[jax.Array] = Ambient("dropout_key")
