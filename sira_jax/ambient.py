@@ -22,7 +22,8 @@ import dataclasses
 from typing import Generic, TypeVar
 
 import jax
-from jaxtyping import Array, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Ambient(Generic[T]):
 
   @contextlib.contextmanager
   def __call__(self, value: T | None) -> Iterator[None]:
+    """Gives the value to everything inside the `with`; None takes it away."""
     token = self._variable.set(value)
     try:
       with _entries(object()):
@@ -53,14 +55,47 @@ class Ambient(Generic[T]):
 class Segments:
   """Which example each token of a batch belongs to.
 
+  What follows from the ids is computed here, once for all layers.
+
   Attributes:
     ids: 0 for padding; tokens of a row with equal ids are one example.
     packed: whether a row may hold several examples, which are then contiguous.
       Static: an unpacked batch takes cheaper programs.
+    tokens: how many real tokens each token's example has.
+    bounds: of a packed batch, the positions of the first token of each
+      token's segment and of the token after its last; else None.
   """
 
   ids: Int[Array, "batch length"]
   packed: bool
+  tokens: Float[Array, "batch #length"] = dataclasses.field(init=False)
+  bounds: tuple[Int[Array, "batch length"], ...] | None = dataclasses.field(
+    init=False
+  )
+
+  def __post_init__(self):
+    real = self.ids > 0
+    if self.packed:
+      bounds = _bounds(self.ids)
+      tokens = jnp.where(real, bounds[1] - bounds[0], 0)
+    else:
+      bounds, tokens = None, real.sum(axis=1, keepdims=True)
+    object.__setattr__(self, "bounds", bounds)
+    object.__setattr__(self, "tokens", tokens.astype(jnp.float32))
+
+
+def _bounds(ids):
+  length = ids.shape[1]
+  changes = ids[:, 1:] != ids[:, :-1]
+  edge = jnp.ones((ids.shape[0], 1), bool)
+  position = jnp.arange(length, dtype=jnp.int32)
+  starts = jnp.concatenate([edge, changes], axis=1)
+  ends = jnp.concatenate([changes, edge], axis=1)
+  first = jax.lax.cummax(jnp.where(starts, position, 0), axis=1)
+  end = jax.lax.cummin(
+    jnp.where(ends, position + 1, length), axis=1, reverse=True
+  )
+  return first, end
 
 
 SEGMENTS: Ambient[Segments] = Ambient("segments")

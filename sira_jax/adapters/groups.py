@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts over the tokens of one training example, for rows and packed rows.
+
+Capacity and balance are counted per example. An example is a row of the batch
+or, in a packed batch, one segment of a row; the functions here give every
+token the counts of its own example, so that code above them is the same for
+both and packing changes nothing.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from sira_jax import ambient
+
+# One matmul with a triangle of this size costs less than a scan's many steps.
+_BLOCK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  """The examples of one batch.
+
+  Attributes:
+    real: False for padding.
+    tokens: how many real tokens each token's example has.
+    bounds: see `ambient.Segments`; None where each row is one example.
+  """
+
+  real: Bool[Array, "batch length"]
+  tokens: Float[Array, "batch #length"]
+  bounds: tuple[Int[Array, "batch length"], ...] | None
+
+  def counts(
+    self, marks: Bool[Array, "batch length n"]
+  ) -> tuple[Float[Array, "batch length n"], Float[Array, "batch #length n"]]:
+    """Marked tokens before each token in its example, and in all of it.
+
+    Exact below 2**24. Marks of padding count too: give none there.
+    """
+    values = jax.lax.stop_gradient(marks).astype(jnp.float32)
+    running = _running(values)
+    if self.bounds is None:
+      return running, values.sum(axis=1, keepdims=True)
+    first, end = self.bounds
+    ends = jnp.pad(running, ((0, 0), (0, 1), (0, 0)))
+    ends = ends.at[:, -1].set(running[:, -1] + values[:, -1])
+    earlier = _rows(ends, first)
+    return running - earlier, _rows(ends, end) - earlier
+
+  def mean(self, values: Float[Array, "batch length"]) -> Float[Array, ""]:
+    """The mean over examples of the mean over an example's real tokens."""
+    share = self.real / jnp.maximum(self.tokens, 1)
+    return (share * values).sum() / jnp.maximum(share.sum(), 1e-9)
+
+
+def of_batch(batch: int, length: int) -> Groups:
+  """The groups that `ambient.SEGMENTS` tells of; else each row is one example.
+
+  Raises:
+    ValueError: the segments told are not [batch, length].
+  """
+  segments = ambient.SEGMENTS.get()
+  if segments is None:
+    real = jnp.ones((batch, length), bool)
+    return Groups(real, jnp.full((batch, 1), length, jnp.float32), None)
+  ids = segments.ids
+  if ids.shape != (batch, length):
+    raise ValueError(
+      f"A routed adapter sees tokens [batch, length] = {[batch, length]}, but"
+      f" the segments told for this forward pass are {list(ids.shape)}. Enter"
+      " ambient.SEGMENTS with the ids of the tokens that this layer sees."
+    )
+  return Groups(ids > 0, segments.tokens, segments.bounds)
+
+
+def _running(values):
+  """The sum of the values before each position, by triangular matmuls.
+
+  Within blocks of `_BLOCK` positions, then over the blocks' sums.
+  """
+  batch, length, n = values.shape
+  size = min(length, _BLOCK)
+  blocks = -(-length // size)
+  values = jnp.pad(values, ((0, 0), (0, blocks * size - length), (0, 0)))
+  values = values.reshape(batch, blocks, size, n)
+  inside = jnp.einsum("ij,bkjn->bkin", _triangle(size), values)
+  if blocks > 1:
+    sums = jnp.einsum("kj,bjn->bkn", _triangle(blocks), values.sum(axis=2))
+    inside += sums[:, :, None]
+  return inside.reshape(batch, blocks * size, n)[:, :length]
+
+
+def _triangle(size):
+  return np.tri(size, k=-1, dtype=np.float32)
+
+
+def _rows(values, index):
+  return jax.vmap(lambda v, i: v[i])(values, index)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Variable types that say what is trained, saved and left alone.
+
+`nnx.Param` is the base model and stays frozen: what the step differentiates
+is a type of its own, never a name pattern.
+"""
+
+from flax import nnx
+
+
+class Trainable(nnx.Variable):
+  """What a training step differentiates and an optimizer keeps state for."""
+
+
+class AdapterParam(Trainable):
+  """A trained array of an adapter: A, B or a router."""
+
+
+class AdapterConstant(nnx.Variable):
+  """An array of an adapter that is saved with it and never trained."""
+
+
+class RoutingRecord(nnx.Variable):
+  """A `routers.RoutingStats` that one forward pass left under `nnx.capture`."""

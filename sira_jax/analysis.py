@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the routers do: load of experts and entropy, by task and language."""
+
+from collections.abc import Mapping, Sequence
+import functools
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sira_jax.adapters.variables import RoutingRecord
+
+# Sites of a model, each with numbers by set.
+Report = Mapping[str, Any]
+
+
+def routing(
+  model: nnx.Module,
+  sets: Sequence[Any],
+  *,
+  examples: int = 16,
+  batch_size: int = 32,
+) -> Report | None:
+  """How the routers of an adapted model treat the prompts of some sets.
+
+  Args:
+    model: has routed adapters; put into evaluation mode here.
+    sets: with `task`, `language`, `zero_shot` and `inputs` (token ids).
+    examples: taken of each set, from its start.
+    batch_size: rows of a forward pass.
+
+  Returns:
+    None where nothing is routed; else "sets" ("task/language") and "sites": of
+    each, "load", the share of its choices that each expert gets, [sets
+    experts], and "entropy" of the probabilities per token in nats, [sets].
+  """
+  model.eval()
+  owners, prompts = [], []
+  for index, one in enumerate(sets):
+    for prompt in one.inputs[:examples]:
+      owners.append(index)
+      prompts.append(prompt)
+  totals: dict[str, dict[str, np.ndarray]] = {}
+  graph, state = nnx.split(model)
+  length = max(map(len, prompts))
+  for start in range(0, len(prompts), batch_size):
+    tokens, real = _padded(
+      prompts[start : start + batch_size], batch_size, length
+    )
+    owner = owners[start : start + batch_size]
+    for site, stats in jax.device_get(
+      _record(graph, state, tokens, real)
+    ).items():
+      _add(totals.setdefault(site, {}), stats, owner, len(sets))
+  if not totals:
+    return None
+  return {
+    "sets": [f"{one.task}/{one.language}" for one in sets],
+    "zero_shot": [one.zero_shot for one in sets],
+    "sites": {site: _shares(sums) for site, sums in totals.items()},
+  }
+
+
+def draw(report: Report, file: pathlib.Path) -> None:
+  """A picture: each expert's load by task and language, averaged by kind of
+  site; and the mean entropy.
+
+  Raises:
+    ValueError: matplotlib is not installed.
+  """
+  try:
+    from matplotlib import figure
+  except ImportError:
+    raise ValueError(
+      "The picture of expert load needs matplotlib: install sira_jax[plots]."
+    ) from None
+  kinds: dict[str, list[Mapping]] = {}
+  for site, values in report["sites"].items():
+    kinds.setdefault(site.rsplit(".", 1)[-1], []).append(values)
+  columns = min(4, len(kinds))
+  rows = -(-len(kinds) // columns)
+  height = 0.22 * len(report["sets"]) + 1.0
+  canvas = figure.Figure(
+    figsize=(3.1 * columns + 1.6, rows * height + 0.6), layout="constrained"
+  )
+  axes = np.ravel(canvas.subplots(rows, columns, squeeze=False))
+  for axis, (kind, members) in zip(axes, kinds.items(), strict=False):
+    load = np.mean([values["load"] for values in members], axis=0)
+    entropy = np.mean([values["entropy"] for values in members])
+    uniform = 1 / load.shape[1]
+    image = axis.imshow(
+      load / uniform, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2
+    )
+    axis.set_title(f"{kind}  (entropy {entropy:.2f} nats)", fontsize=8)
+    axis.set_xlabel("expert", fontsize=7)
+    axis.tick_params(labelsize=6)
+    axis.set_yticks(range(len(report["sets"])), report["sets"])
+  for axis in axes[len(kinds) :]:
+    axis.set_axis_off()
+  for index, axis in enumerate(axes):
+    if index % columns:
+      axis.set_yticklabels([])
+  bar = canvas.colorbar(image, ax=axes.tolist(), shrink=0.6)
+  bar.set_label("load, 1 = uniform", fontsize=7)
+  bar.ax.tick_params(labelsize=6)
+  canvas.savefig(file, dpi=130)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _record(graph, state, tokens, real):
+  model = nnx.merge(graph, state, copy=True)
+  _, records = nnx.capture(
+    lambda model: model.hidden(tokens, decoder_target_tokens=real),
+    RoutingRecord,
+  )(model)
+  return {
+    ".".join(map(str, path[:-2])): {
+      "load": stats.load,
+      "entropy": stats.entropy,
+      "tokens": stats.tokens,
+    }
+    for path, record in nnx.to_flat_state(records)
+    for stats in record.get_value()
+  }
+
+
+def _padded(prompts, rows, length):
+  tokens = np.zeros((rows, length), np.int32)
+  real = np.zeros((rows, length), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt)] = prompt
+    real[row, : len(prompt)] = 1
+  return jnp.asarray(tokens), jnp.asarray(real)
+
+
+def _add(sums, stats, owners, sets):
+  for name, values in stats.items():
+    total = sums.setdefault(name, np.zeros((sets, *values.shape[1:])))
+    np.add.at(total, owners, np.float64(values[: len(owners)]))
+
+
+def _shares(sums):
+  load = sums["load"] / sums["load"].sum(axis=1, keepdims=True)
+  entropy = sums["entropy"] / sums["tokens"]
+  return {
+    "load": load.round(5).tolist(),
+    "entropy": entropy.round(5).tolist(),
+  }

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks a config before anything heavy is loaded.
+
+A config is an `ml_collections.ConfigDict`; each of its groups is the keyword
+arguments of exactly one function.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+import json
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from sira_jax.adapters import methods
+from sira_jax.adapters.surgery import Rule
+
+
+def group(
+  function: Callable[..., Any], *, given: Sequence[str] = (), **values: Any
+) -> config_dict.ConfigDict:
+  """A config group: the keyword arguments of `function`, settable by flag.
+
+  Args:
+    function: whose signature has the defaults.
+    given: arguments that the scripts supply and a config does not have.
+    **values: instead of the defaults; None becomes a field that a flag can
+      set to a value of the argument's type.
+  """
+  fields = config_dict.ConfigDict()
+  hints = typing.get_type_hints(function)
+  for name, parameter in _keywords(function).items():
+    if name in given:
+      continue
+    value = values.pop(name, parameter.default)
+    fields[name] = _placeholder(hints[name]) if value is None else value
+  if values:
+    raise ValueError(
+      f"{function.__name__} has no argument {', '.join(values)}; it has"
+      f" {', '.join(_keywords(function))}."
+    )
+  return fields
+
+
+def rule(path: str, method: str, **settings: Any) -> config_dict.ConfigDict:
+  """A config group that `rules` reads: a path and all settings of a method."""
+  methods.defaults(method)
+  fields = group(methods.METHODS[method], **settings)
+  fields.path, fields.method = path, method
+  return fields
+
+
+def rules(groups: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
+  """The adapter rules that a config's group of `rule` groups states.
+
+  Raises:
+    ValueError: an unknown method or setting, or a value that it refuses.
+  """
+  found = []
+  for name, fields in groups.items():
+    settings = dict(fields)
+    try:
+      path, method = settings.pop("path"), settings.pop("method")
+      found.append(Rule(path, methods.create(method, **settings)))
+    except KeyError as error:
+      raise ValueError(f"config.rules.{name} lacks {error}.") from None
+    except ValueError as error:
+      raise ValueError(f"config.rules.{name}: {error}") from None
+  return tuple(found)
+
+
+def check(name: str, function: Callable[..., Any], fields: Mapping) -> None:
+  """Checks that `fields` are keyword arguments of `function`.
+
+  Raises:
+    ValueError: one that the function does not have.
+  """
+  known = _keywords(function)
+  unknown = sorted(set(fields) - set(known))
+  if unknown:
+    raise ValueError(
+      f"config.{name} has no field {', '.join(unknown)}; it has"
+      f" {', '.join(known)}."
+    )
+
+
+def as_json(config: ml_collections.ConfigDict) -> str:
+  """The resolved config, one field a line, keys sorted."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def differences(
+  old: Mapping, new: Mapping, prefix: str = "config"
+) -> list[str]:
+  """Each field in which two configs differ, as "config.a.b: 1 -> 2"."""
+  found = []
+  for key in sorted(set(old) | set(new)):
+    before, after, path = old.get(key), new.get(key), f"{prefix}.{key}"
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+      found += differences(before, after, path)
+    elif before != after:
+      found.append(f"{path}: {before!r} -> {after!r}")
+  return found
+
+
+def _placeholder(hint):
+  """A field that is None and takes a value of the hint's other type."""
+  kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+  return config_dict.placeholder(kinds[0])
+
+
+def _keywords(function):
+  parameters = inspect.signature(function).parameters.values()
+  return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}

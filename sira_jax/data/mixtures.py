@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tasks and languages a run trains on and which it is tested on."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import seqio
+
+from sira_jax.data import quiet, vocabularies
+from sira_jax.data import tasks as tasks_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One task in one language.
+
+  Attributes:
+    task: key of `tasks.TASKS`.
+    language: the language's code.
+    name: of its seqio Task.
+    zero_shot: True if no row in this language is trained on.
+    examples: in the training split, or in the test split of what is evaluated.
+    rate: share of the training examples that are this entry's; 0 if zero-shot.
+  """
+
+  task: str
+  language: str
+  name: str
+  zero_shot: bool
+  examples: int
+  rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """What `build` made.
+
+  Attributes:
+    provider: the seqio Mixture of the training tasks.
+    vocabulary: of inputs and targets alike.
+    train: the entries trained on.
+    evaluation: the entries tested on: those trained on, then the zero-shot.
+  """
+
+  provider: seqio.Mixture
+  vocabulary: vocabularies.TokenizerVocabulary
+  train: tuple[Entry, ...]
+  evaluation: tuple[Entry, ...]
+
+
+def build(
+  vocabulary: vocabularies.TokenizerVocabulary,
+  *,
+  tasks: Sequence[str] = ("intents", "dates"),
+  languages: Sequence[str] = ("en", "de", "fr", "es"),
+  zero_shot: Sequence[str] = (),
+  rates: Mapping[str, float] | None = None,
+  temperature: float = 1.0,
+  maximum: int | None = None,
+) -> Mixture:
+  """Mixes every task in every language of `languages`.
+
+  An entry's rate is proportional to `min(examples, maximum) ** (1 /
+  temperature)`, as in seqio. With `rates`, a task's share of all examples is
+  its rate over the sum of the rates, and the former divides it by language.
+
+  Args:
+    vocabulary: the base model's.
+    tasks: keys of `tasks.TASKS`.
+    languages: the codes of the languages to train on.
+    zero_shot: codes of languages to test only.
+    rates: task -> positive number; one for each of `tasks`.
+    temperature: 1 mixes in proportion to size, more evens out.
+    maximum: examples above which a larger entry counts no more; None: no cap.
+
+  Raises:
+    ValueError: if there is no task or language, one is unknown or named twice,
+      a language is both trained on and zero-shot, a split is empty, or a
+      number is not positive.
+  """
+  _check_names(tasks, languages, zero_shot)
+  _check_numbers(tasks, rates, temperature, maximum)
+  providers = {
+    (task, language): tasks_lib.register(task, language, vocabulary=vocabulary)
+    for language in (*languages, *zero_shot)
+    for task in tasks
+  }
+
+  def entry(task: str, language: str, split: str, rate: float) -> Entry:
+    rows = tasks_lib.rows(task, language, split=split)
+    name = providers[task, language].name
+    return Entry(task, language, name, language in zero_shot, len(rows), rate)
+
+  trained = [key for key in providers if key[1] not in zero_shot]
+  # seqio warns of each Task that is not cached on disk.
+  with quiet.logs():
+    weights = {
+      key: seqio.mixing_rate_num_examples(
+        providers[key], maximum=maximum, temperature=temperature
+      )
+      for key in trained
+    }
+  shares = _normalize(weights, rates)
+  return Mixture(
+    provider=seqio.Mixture(
+      "sira_jax", [(providers[key], shares[key]) for key in trained]
+    ),
+    vocabulary=vocabulary,
+    train=tuple(entry(*key, "train", shares[key]) for key in trained),
+    evaluation=tuple(
+      entry(*key, "test", shares.get(key, 0.0)) for key in providers
+    ),
+  )
+
+
+def fingerprint(mixture: Mixture, **settings: Any) -> str:
+  """Hash of the entries, their rates and rows, the vocabulary and `settings`.
+
+  The same in every process. Resuming where it differs would continue with
+  other data: give the arguments of `pipeline.batches` as `settings`.
+
+  Raises:
+    TypeError: if a setting is not JSON.
+  """
+  rows = hashlib.sha256()
+  for entries, split in (
+    (mixture.train, "train"),
+    (mixture.evaluation, "test"),
+  ):
+    for entry in entries:
+      for row in tasks_lib.rows(entry.task, entry.language, split=split):
+        rows.update(json.dumps(row).encode())
+  content = {
+    "train": [dataclasses.astuple(entry) for entry in mixture.train],
+    "evaluation": [dataclasses.astuple(entry) for entry in mixture.evaluation],
+    "vocabulary": mixture.vocabulary.fingerprint,
+    "rows": rows.hexdigest(),
+    "settings": settings,
+  }
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _normalize(
+  weights: Mapping[tuple[str, str], float], rates: Mapping[str, float] | None
+) -> dict[tuple[str, str], float]:
+  """Makes the weights sum to 1, by task to the tasks' shares if given."""
+  if rates is None:
+    whole = sum(weights.values())
+    return {key: weight / whole for key, weight in weights.items()}
+  by_task = dict.fromkeys(rates, 0.0)
+  for (task, _), weight in weights.items():
+    by_task[task] += weight
+  whole = sum(rates.values())
+  return {
+    (task, language): rates[task] / whole * weight / by_task[task]
+    for (task, language), weight in weights.items()
+  }
+
+
+def _check_names(
+  tasks: Sequence[str], languages: Sequence[str], zero_shot: Sequence[str]
+) -> None:
+  for kind, names in (
+    ("tasks", tasks),
+    ("languages", languages),
+    ("zero_shot", zero_shot),
+  ):
+    if isinstance(names, str):
+      raise ValueError(f"Expected {kind} to be a sequence, got {names!r}.")
+    if len(set(names)) != len(names):
+      raise ValueError(f"Expected each of {kind} once, got {tuple(names)}.")
+  if not tasks:
+    known = ", ".join(tasks_lib.TASKS)
+    raise ValueError(f"Expected a task at least, got none. There are: {known}.")
+  if not languages:
+    raise ValueError("Expected a language to train on at least, got none.")
+  both = sorted(set(languages) & set(zero_shot))
+  if both:
+    raise ValueError(
+      f"Expected zero-shot languages not to be trained on, got {both} in both."
+      " Take them out of languages or of zero_shot."
+    )
+  for task in tasks:
+    for language in (*languages, *zero_shot):
+      tasks_lib.get(task, language)
+
+
+def _check_numbers(
+  tasks: Sequence[str],
+  rates: Mapping[str, float] | None,
+  temperature: float,
+  maximum: int | None,
+) -> None:
+  if rates is not None and set(rates) != set(tasks):
+    raise ValueError(
+      f"Expected a rate for each of the tasks {tuple(tasks)}, got rates for"
+      f" {tuple(rates)}."
+    )
+  for name, value in (
+    *(rates or {}).items(),
+    ("temperature", temperature),
+    ("maximum", 1 if maximum is None else maximum),
+  ):
+    if not value > 0:
+      raise ValueError(f"Expected a positive {name}, got {value}.")

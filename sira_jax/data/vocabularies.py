@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A base model's tokenizer as a seqio vocabulary.
+
+seqio knows SentencePiece models and bytes; most decoders come with a BPE of
+the `tokenizers` library. Id 0 is padding, for seqio pads and packs with it, so
+a tokenizer fits if its id 0 never occurs in text.
+"""
+
+from collections.abc import Sequence
+import functools
+import hashlib
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tokenizers
+
+
+class TokenizerVocabulary(seqio.Vocabulary):
+  """`tokenizer` with padding 0 and end of sequence `eos_id`.
+
+  Two vocabularies are equal if their tokenizers and `eos_id` are.
+
+  Raises:
+    ValueError: if `eos_id` is 0 or not an id of the tokenizer.
+  """
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int):
+    super().__init__()
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if not 0 < eos_id < size:
+      raise ValueError(
+        f"Expected an eos_id from 1 to {size - 1}, got {eos_id}: 0 is padding"
+        f" and the tokenizer has {size} ids."
+      )
+    self._tokenizer = tokenizer
+    self._eos_id = eos_id
+    self._size = size
+
+  @property
+  def bos_id(self) -> None:
+    """No token begins a text; the decoder's first input is padding."""
+    return None
+
+  @property
+  def eos_id(self) -> int:
+    """The id that ends a target."""
+    return self._eos_id
+
+  @property
+  def unk_id(self) -> None:
+    """Byte-level BPE has a token for every byte, so none is unknown."""
+    return None
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self._size
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Hash of the tokenizer and `eos_id`, the same in every process."""
+    text = f"{self._eos_id}\n{self._tokenizer.to_str()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without the end of sequence.
+
+    Raises:
+      ValueError: if a text contains the token that serves as padding.
+    """
+    encodings = self._tokenizer.encode_batch(
+      list(texts), add_special_tokens=False
+    )
+    ids = [encoding.ids for encoding in encodings]
+    for text, tokens in zip(texts, ids, strict=True):
+      if self.pad_id in tokens:
+        token = self._tokenizer.id_to_token(self.pad_id)
+        raise ValueError(
+          f"Expected no padding inside a text, got the token {token!r} (id"
+          f" {self.pad_id}) in {text!r}. Remove it from the text."
+        )
+    return ids
+
+  def _encode(self, s: str) -> list[int]:
+    return self.encode_batch([s])[0]
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    ignored = (self.pad_id, self.eos_id)
+    kept = [int(token) for token in ids if token not in ignored]
+    return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    if s.shape.rank != 0:
+      raise ValueError(
+        f"Expected one string, got a tensor of shape {s.shape}. Map over the"
+        " elements of the dataset before batching it."
+      )
+
+    def encode(text: np.ndarray | bytes) -> np.ndarray:
+      # TensorFlow passes an array when run eagerly, bytes in a dataset.
+      text = np.asarray(text, object).item()
+      return np.array(self._encode(text.decode()), np.int32)
+
+    ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+    ids.set_shape([None])
+    return ids
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    def decode(rows: np.ndarray) -> np.ndarray:
+      flat = rows.reshape(-1, rows.shape[-1])
+      texts = [self._decode(row).encode() for row in flat]
+      return np.array(texts, object).reshape(rows.shape[:-1])
+
+    text = tf.numpy_function(decode, [ids], tf.string, stateful=False)
+    text.set_shape(ids.shape[:-1])
+    return text
+
+  def __eq__(self, other: object) -> bool:
+    if not isinstance(other, TokenizerVocabulary):
+      return False
+    return self is other or self.fingerprint == other.fingerprint
+
+  def __hash__(self) -> int:
+    return int(self.fingerprint[:15], 16)
+
+  def __str__(self) -> str:
+    return f"TokenizerVocabulary(size={self._size}, eos_id={self._eos_id})"

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decodes evaluation sets, and tables the scores before and after training."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import itertools
+import json
+from typing import Any, Protocol
+
+from flax import nnx
+
+from sira_jax import decoding
+
+Scores = Mapping[str, float]
+
+
+class EvaluationSet(Protocol):
+  """Examples of one task in one language, as the data room gives them."""
+
+  task: str
+  language: str
+  zero_shot: bool
+  inputs: Sequence[Sequence[int]]
+  targets: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a model scored on one set.
+
+  Attributes:
+    task: the set's task.
+    language: the set's language.
+    zero_shot: whether nothing in that language was trained on.
+    count: examples decoded.
+    scores: metric -> percent.
+  """
+
+  task: str
+  language: str
+  zero_shot: bool
+  count: int
+  scores: Scores
+
+
+def evaluate(
+  model: nnx.Module,
+  sets: Sequence[EvaluationSet],
+  *,
+  score: Callable[[EvaluationSet, Sequence[str]], Scores],
+  text: Callable[[Sequence[int]], str],
+  eos_id: int,
+  max_new_tokens: int,
+  batch_size: int,
+) -> tuple[list[Result], list[list[str]]]:
+  """Decodes every example of `sets` greedily and scores each set.
+
+  Args:
+    model: see `decoding.greedy`; put into evaluation mode here.
+    sets: what to decode.
+    score: a set's metrics for its predictions.
+    text: token ids to text.
+    eos_id: ends an answer.
+    max_new_tokens: longest answer.
+    batch_size: examples decoded at once, over all sets.
+
+  Returns:
+    The results and the predictions, one of each per set.
+  """
+  model.eval()
+  ids = decoding.greedy(
+    model,
+    [prompt for one in sets for prompt in one.inputs],
+    max_new_tokens=max_new_tokens,
+    eos_id=eos_id,
+    batch_size=batch_size,
+  )
+  answers = iter(text(tokens) for tokens in ids)
+  predictions = [
+    list(itertools.islice(answers, len(one.inputs))) for one in sets
+  ]
+  results = [
+    Result(
+      task=one.task,
+      language=one.language,
+      zero_shot=one.zero_shot,
+      count=len(one.inputs),
+      scores=score(one, answer),
+    )
+    for one, answer in zip(sets, predictions, strict=True)
+  ]
+  return results, predictions
+
+
+def means(results: Sequence[Result]) -> list[Result]:
+  """By task, the mean over trained languages and over zero-shot ones."""
+  found = []
+  for task in dict.fromkeys(one.task for one in results):
+    for zero_shot in (False, True):
+      group = [
+        one
+        for one in results
+        if one.task == task and one.zero_shot == zero_shot
+      ]
+      if group:
+        scores = {
+          name: sum(one.scores[name] for one in group) / len(group)
+          for name in group[0].scores
+        }
+        count = sum(one.count for one in group)
+        found.append(Result(task, "mean", zero_shot, count, scores))
+  return found
+
+
+def dumps(results: Sequence[Result]) -> str:
+  """Results as JSON text; `loads` reads it."""
+  return json.dumps([dataclasses.asdict(one) for one in results], indent=1)
+
+
+def loads(text: str) -> list[Result]:
+  """The results that `dumps` wrote."""
+  return [Result(**one) for one in json.loads(text)]
+
+
+def as_json(before: Sequence[Result], after: Sequence[Result]) -> list[Any]:
+  """One object per set: its names, count, and scores before and after."""
+  return [
+    {
+      "task": one.task,
+      "language": one.language,
+      "zero_shot": one.zero_shot,
+      "count": one.count,
+      "before": dict(start.scores),
+      "after": dict(one.scores),
+    }
+    for start, one in zip(before, after, strict=True)
+  ]
+
+
+def table(before: Sequence[Result], after: Sequence[Result]) -> str:
+  """Markdown: a row per task and language, then the means; percents."""
+  metrics = list(dict.fromkeys(name for one in before for name in one.scores))
+  header = ["task", "language", "count"]
+  for name in metrics:
+    words = name.replace("_", " ")
+    header += [f"{words} before", "after"]
+  rows = [header]
+  first, last = [*before, *means(before)], [*after, *means(after)]
+  for start, one in zip(first, last, strict=True):
+    language = one.language + (" (zero-shot)" if one.zero_shot else "")
+    row = [one.task, language, str(one.count)]
+    for name in metrics:
+      for result in (start, one):
+        value = result.scores.get(name)
+        row.append("" if value is None else f"{value:.1f}")
+    rows.append(row)
+  widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+  lines = ["| " + " | ".join(_cells(row, widths)) + " |" for row in rows]
+  rule = [
+    "-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)
+  ]
+  lines.insert(1, "| " + " | ".join(rule) + " |")
+  return "\n".join(lines)
+
+
+def _cells(row, widths):
+  return [
+    cell.ljust(width) if i < 2 else cell.rjust(width)
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+  ]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base models: a URI in, a frozen model and its tokenizer out."""
+
+import dataclasses
+
+from flax import nnx
+import jax.numpy as jnp
+import tokenizers
+
+from sira_jax.formats import gguf, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A pretrained model that adapters go into.
+
+  Attributes:
+    uri: where it came from.
+    model: its weights are frozen `nnx.Param`s.
+    tokenizer: its own.
+    eos_id: the token that ends a text.
+    fingerprint: sha256 of its weights' file.
+  """
+
+  uri: str
+  model: nnx.Module
+  tokenizer: tokenizers.Tokenizer
+  eos_id: int
+  fingerprint: str
+
+
+def load(
+  *, uri: str, sha256: str | None = None, dtype: str = "float32"
+) -> Base:
+  """Fetches and loads a base model.
+
+  Args:
+    uri: see `sources.fetch`.
+    sha256: of the file; None trusts it.
+    dtype: of the loaded weights.
+
+  Raises:
+    ValueError: it cannot be had, is of a format we do not read, or does not
+      hold exactly the tensors that its own description calls for.
+  """
+  if dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"base.dtype must be float32 or bfloat16, got {dtype!r}.")
+  path = sources.fetch(uri, sha256=sha256)
+  if path.suffix != ".gguf":
+    raise ValueError(f"{uri}: expected a .gguf file, got {path.name!r}.")
+  return Base(
+    uri=uri,
+    model=gguf.load_decoder(path, dtype=jnp.dtype(dtype)),
+    tokenizer=gguf.tokenizer(path),
+    eos_id=gguf.special_tokens(path).eos_id,
+    fingerprint=gguf.fingerprint(path),
+  )

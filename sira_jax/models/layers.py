@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that decoder-only transformers share: norm, rotary, attention."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class RMSNorm(nnx.Module):
+  """y = scale * x / sqrt(mean(x^2) + epsilon), computed in float32.
+
+  Zhang and Sennrich 2019, eq. 4; epsilon inside the root as in Llama.
+  """
+
+  def __init__(self, d: int, *, epsilon: float, dtype: jnp.dtype):
+    self.epsilon = epsilon
+    self.scale = nnx.Param(jnp.ones((d,), dtype), axes=("d",))
+
+  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """The formula above, in the dtype of x."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+    return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary(
+  positions: Int[Array, "batch length"], head_dim: int, *, theta: float
+) -> tuple[
+  Float[Array, "batch length 1 half"], Float[Array, "batch length 1 half"]
+]:
+  """Cosines and sines of position * theta^(-2i / head_dim), 2i < head_dim.
+
+  float32, with an axis for heads; `rotate` takes them. Su et al. 2021.
+  """
+  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  angles = positions[..., None, None].astype(jnp.float32) * theta**-exponents
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+  x: Float[Array, "batch length heads head_dim"],
+  cos: Float[Array, "batch length 1 half"],
+  sin: Float[Array, "batch length 1 half"],
+) -> Float[Array, "batch length heads head_dim"]:
+  """Turns the pair (x_i, x_{i + head_dim / 2}) by the angle of its position.
+
+  Hugging Face's pairing of dimensions. GGUF's llama files pair neighbours
+  (x_2i, x_{2i + 1}) instead; `formats.gguf` reorders their rows.
+  """
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def attention(
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch slots kv_heads head_dim"],
+  values: Float[Array, "batch slots kv_heads head_dim"],
+  mask: Bool[Array, "#batch length slots"],
+) -> Float[Array, "batch length heads head_dim"]:
+  """softmax(q k^T / sqrt(head_dim)) v over the slots where the mask is True.
+
+  Query head h reads key head h // (heads / kv_heads) (grouped-query
+  attention, Ainslie et al. 2023). Softmax in float32; a query whose mask is
+  False everywhere averages all slots, so it is finite.
+  """
+  batch, length, heads, head_dim = queries.shape
+  slots, kv_heads = keys.shape[1:3]
+  group = heads // kv_heads
+  # The queries of one group make one tall matrix against their shared keys:
+  # a third less time than jax.nn.dot_product_attention on a CPU (8 x 128
+  # tokens, 9 heads on 3, forward and backward), with the same numbers.
+  tall = queries.reshape(batch, length, kv_heads, group, head_dim)
+  tall = tall.transpose(0, 2, 3, 1, 4)
+  tall = tall.reshape(batch, kv_heads, group * length, head_dim)
+  scores = jnp.einsum(
+    "bkqh,bskh->bkqs", tall, keys, preferred_element_type=jnp.float32
+  )
+  scores = scores.reshape(batch, kv_heads, group, length, slots)
+  # The most negative finite number: -inf would make an empty row NaN.
+  lowest = jnp.finfo(jnp.float32).min
+  scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, lowest)
+  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+  weights = weights.reshape(batch, kv_heads, group * length, slots)
+  mixed = jnp.einsum("bkqs,bskh->bkqh", weights, values)
+  mixed = mixed.reshape(batch, kv_heads, group, length, head_dim)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a long run says of itself: a live line, or a line now and then."""
+
+from collections.abc import Mapping
+import sys
+import time
+
+
+class Progress:
+  """Shows training's progress, with rates over the time since the last show.
+
+  On a terminal one line is written over and over; elsewhere a line appears
+  every `every` seconds, and the last.
+
+  Args:
+    total: steps of the whole run.
+    start: steps taken before.
+    every: seconds between lines where the output is no terminal.
+  """
+
+  def __init__(self, *, total: int, start: int = 0, every: float = 15.0):
+    self._total, self._live = total, sys.stdout.isatty()
+    self._every = 0.2 if self._live else every
+    self._begun, self._start = time.monotonic(), start
+    self._shown, self._since = self._begun, start
+    self._examples = self._tokens = 0.0
+
+  def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Counts one finished step, and shows it if it is time.
+
+    Args:
+      step: its number, from 1.
+      metrics: loss, examples, tokens, and those of routing if there are any.
+    """
+    self._examples += metrics["examples"]
+    self._tokens += metrics["tokens"]
+    now = time.monotonic()
+    last = step == self._total
+    if now - self._shown < self._every and not last:
+      return
+    seconds = max(now - self._shown, 1e-9)
+    left = (now - self._begun) / (step - self._start) * (self._total - step)
+    text = f"step {step}/{self._total}  loss {metrics['loss']:.3f}"
+    if "balance_loss" in metrics:
+      text += f"  balance {metrics['balance_loss']:.2f}"
+      text += f"  dropped {100 * metrics['dropped_fraction']:.1f}%"
+    text += f"  {self._examples / seconds:.1f} examples/s"
+    text += f"  {self._tokens / seconds:.0f} tokens/s  {duration(left)} left"
+    self._say(text, last)
+    self._shown, self._examples, self._tokens = now, 0.0, 0.0
+
+  def _say(self, text, last):
+    if self._live:
+      print(f"\r\033[K{text}", end="\n" if last else "", flush=True)
+    else:
+      print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """Seconds as "1h02m", "3m20s" or "45s"."""
+  whole = round(seconds)
+  if whole >= 3600:
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+  return f"{whole // 60}m{whole % 60:02}s" if whole >= 60 else f"{whole}s"

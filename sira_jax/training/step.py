@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure training step over the Trainable variables of a model.
+
+A model here is anything with `FEATURES` (the batch's entries that it reads),
+`hidden(**features)` and `logits(hidden)`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from sira_jax import ambient
+from sira_jax.adapters.variables import RoutingRecord, Trainable
+from sira_jax.training import losses
+
+Batch = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that a step changes, and the key that it draws from.
+
+  Attributes:
+    step: steps taken.
+    trainable: the model's Trainable variables.
+    optimizer: the optimizer's state, for those alone.
+    key: of the run; each step folds its own number in.
+  """
+
+  step: jax.Array
+  trainable: nnx.State
+  optimizer: optax.OptState
+  key: jax.Array
+
+
+def init(
+  model: nnx.Module, optimizer: optax.GradientTransformation, *, seed: int
+) -> TrainState:
+  """The state before the first step.
+
+  Raises:
+    ValueError: the model has nothing Trainable.
+  """
+  trainable = nnx.state(model, Trainable)
+  if not jax.tree.leaves(trainable):
+    raise ValueError(
+      "The model has no Trainable variables: adapt it before training."
+    )
+  # Copied, because the step donates its state and the model keeps these.
+  trainable = jax.tree.map(jnp.copy, trainable)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    trainable=trainable,
+    optimizer=optimizer.init(trainable),
+    key=jax.random.key(seed),
+  )
+
+
+def make(
+  model: nnx.Module, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The jitted step: (state, batch) -> (state, metrics); its state is donated.
+
+  loss = cross-entropy per target token + mean over routed layers of their
+  penalties; the gradient is taken of the Trainable variables alone, and the
+  frozen ones are arguments of the program, not constants in it.
+  """
+  model.train()
+  graph, _, frozen = nnx.split(model, Trainable, ...)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state: TrainState, frozen: nnx.State, batch: Batch):
+    key = jax.random.fold_in(state.key, state.step)
+
+    def loss(trainable):
+      # copy: the capture below may write to this trace's variables alone.
+      merged = nnx.merge(graph, trainable, frozen, copy=True)
+      with ambient.DROPOUT_KEY(key):
+        return batch_loss(merged, batch)
+
+    grads, metrics = jax.grad(loss, has_aux=True)(state.trainable)
+    updates, optimizer_state = optimizer.update(
+      grads, state.optimizer, state.trainable
+    )
+    metrics["gradient_norm"] = optax.global_norm(grads)
+    state = TrainState(
+      step=state.step + 1,
+      trainable=optax.apply_updates(state.trainable, updates),
+      optimizer=optimizer_state,
+      key=state.key,
+    )
+    return state, metrics
+
+  return lambda state, batch: step(state, frozen, batch)
+
+
+def batch_loss(
+  model: nnx.Module, batch: Batch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss of one batch, and its metrics.
+
+  Metrics: loss (cross-entropy per target token, nats), accuracy (of the next
+  target token), targets (their number), tokens (real ones); where the model
+  routes, balance_loss (mean over layers) and dropped_fraction (of the expert
+  choices).
+  """
+  features = {name: batch[name] for name in model.FEATURES if name in batch}
+  hidden, records = nnx.capture(
+    lambda model: model.hidden(**features), RoutingRecord
+  )(model)
+  weights = batch["decoder_loss_weights"]
+  total, right = losses.cross_entropy(
+    model.logits,
+    hidden,
+    targets=batch["decoder_target_tokens"],
+    weights=weights,
+  )
+  targets = jnp.maximum(weights.sum(), 1.0)
+  metrics = {
+    "loss": total / targets,
+    "accuracy": right / targets,
+    "targets": weights.sum(),
+    "tokens": (batch["decoder_target_tokens"] != 0).sum(),
+  }
+  loss = metrics["loss"]
+  stats = routing_stats(records)
+  if stats:
+    mean = lambda name: jnp.stack([getattr(s, name) for s in stats]).mean()  # noqa: E731
+    loss = loss + mean("penalty")
+    metrics["balance_loss"] = mean("balance_loss")
+    chosen = sum(s.chosen.sum() for s in stats)
+    dropped = sum(s.dropped.sum() for s in stats)
+    metrics["dropped_fraction"] = dropped / jnp.maximum(chosen, 1.0)
+  return loss, metrics
+
+
+def routing_stats(records: nnx.State) -> list:
+  """The `RoutingStats` of each routed layer that one capture recorded."""
+  values = jax.tree.leaves(
+    records, is_leaf=lambda leaf: isinstance(leaf, RoutingRecord)
+  )
+  return [stats for record in values for stats in record.get_value()]

