@@ -56,7 +56,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     b2=0.999,
     clip=1.0,
   )
-  config.training = dict(steps=120, checkpoint_every=20)
-  config.evaluation = dict(examples=30, split="test")
-  config.decoding = dict(max_new_tokens=48, batch_size=32)
+  config.training = dict(steps=110, checkpoint_every=20)
+  config.evaluation = dict(examples=20, split="test")
+  config.decoding = dict(max_new_tokens=40, batch_size=32)
   return config

@@ -116,7 +116,10 @@ def batch_loss(
     lambda model: model.hidden(**features), RoutingRecord
   )(model)
   weights = batch["decoder_loss_weights"]
-  total, right = losses.cross_entropy(
+  entropy = losses.cross_entropy_at_targets
+  if _trains_logits(model, hidden):
+    entropy = losses.cross_entropy
+  total, right = entropy(
     model.logits,
     hidden,
     targets=batch["decoder_target_tokens"],
@@ -139,6 +142,18 @@ def batch_loss(
     dropped = sum(s.dropped.sum() for s in stats)
     metrics["dropped_fraction"] = dropped / jnp.maximum(chosen, 1.0)
   return loss, metrics
+
+
+def _trains_logits(model, hidden) -> bool:
+  """Whether the logits depend on anything Trainable but `hidden`."""
+  graph, trainable, rest = nnx.split(model, Trainable, ...)
+  shapes = jax.eval_shape(lambda: (trainable, hidden[:1, :1]))
+  jaxpr = jax.make_jaxpr(
+    lambda trainable, hidden: nnx.merge(graph, trainable, rest).logits(hidden)
+  )(*shapes).jaxpr
+  read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
+  count = len(jax.tree.leaves(trainable))
+  return any(id(v) in read for v in jaxpr.invars[:count])
 
 
 def routing_stats(records: nnx.State) -> list:
