@@ -119,9 +119,10 @@ def fit(run, config, workdir, state) -> training.TrainState:
       metrics["learning_rate"] = float(schedule(number - 1))
       line.update(number, metrics)
       log.append({"step": number, **metrics})
-      if number % every == 0 or number == total or signals:
+      stopped = bool(signals)  # one may arrive between the two questions
+      if number % every == 0 or number == total or stopped:
         saved.save(state, step=number, meta=meta)
-      if signals:
+      if stopped:
         break
   return state
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 # Prompts are padded to a multiple of this, so that few programs are compiled.
-_BUCKET = 16
+_BUCKET = 64
 
 
 class Cached(Protocol):
@@ -56,7 +56,7 @@ def greedy(
 
   Ties go to the lower id. At most `batch_size` prompts are decoded at once,
   those of similar length together. One program is compiled for each number
-  of rows (a power of two or `batch_size`), prompt length (a multiple of 16)
+  of rows (a power of two or `batch_size`), prompt length (a multiple of 64)
   and `max_new_tokens`, and kept for later calls.
 
   Args:

@@ -22,7 +22,7 @@ class Progress:
     self._total, self._live = total, sys.stdout.isatty()
     self._every = 0.2 if self._live else every
     self._begun, self._start = time.monotonic(), start
-    self._shown, self._since = self._begun, start
+    self._shown = self._begun
     self._examples = self._tokens = 0.0
 
   def update(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -108,9 +108,10 @@ class TopK:
         f"Give capacity_factor ({self.capacity_factor}) or capacity"
         f" ({self.capacity}), not both."
       )
-    if self.capacity_factor is not None and not self.capacity_factor > 0:
+    factor = self.capacity_factor
+    if factor is not None and not 0 < factor < math.inf:
       raise ValueError(
-        "capacity_factor must be above 0 (None for no limit), got"
+        "capacity_factor must be a number above 0 (None for no limit), got"
         f" {self.capacity_factor}."
       )
     if self.capacity is not None and self.capacity < 1:

@@ -72,29 +72,31 @@ def adapt(
   Raises:
     ValueError: no rules; a rule that decides no layer; a rule that matches a
       layer with a kernel that is no plain `nnx.Linear`, or one adapted before.
+      Nothing is changed then.
   """
   if not rules:
     raise ValueError("adapt needs at least one Rule.")
   linears, others = _layers(model)
   for rule in rules:
     _check(rule, linears, others)
-  key = rngs.params()
-  sites, used = [], set()
+  sites, used = {}, set()
   for path, layer in linears.items():
     rule = next((r for r in rules if re.fullmatch(r.path, path)), None)
-    if rule is None or isinstance(layer, Adapted):
+    if rule is None or id(layer) in sites:
       continue
     used.add(rule)
     site = Site(path, layer.in_features, layer.out_features, rule.factory)
-    _graft(layer, site, key)
-    sites.append(site)
+    sites[id(layer)] = site
   unused = [rule.path for rule in rules if rule not in used]
   if unused:
     raise ValueError(
       f"The rules {unused} decide no layer: rules before them match all that"
       " they match. Put the more specific rule first."
     )
-  return tuple(sites)
+  key = rngs.params()
+  for site in sites.values():
+    _graft(linears[site.path], site, key)
+  return tuple(sites.values())
 
 
 def merge(model: nnx.Module) -> None:
@@ -140,10 +142,21 @@ def _modules(model):
   aliases = {
     paths[0]: paths[1:] for paths in nnx.find_duplicates(model, only=nnx.Module)
   }
+
+  def names(path):
+    if not path:
+      return [path]
+    # An alias inside of what it names is a cycle, which has no last path.
+    others = [p for p in aliases.get(path, ()) if p[: len(path)] != path]
+    return [
+      (*parent, own[-1])
+      for own in (path, *others)
+      for parent in names(own[:-1])
+    ]
+
   for path, module in nnx.iter_modules(model):
-    yield path, module
-    for alias in aliases.get(path, ()):
-      yield alias, module
+    for name in names(path):
+      yield name, module
 
 
 def _check(rule, linears, others):
@@ -151,6 +164,13 @@ def _check(rule, linears, others):
     pattern = re.compile(rule.path)
   except re.error as error:
     raise ValueError(f"The rule {rule.path!r} is no regex: {error}.") from None
+  matched = [path for path in linears if pattern.fullmatch(path)]
+  adapted = [path for path in matched if isinstance(linears[path], Adapted)]
+  if adapted:
+    raise ValueError(
+      f"The rule {rule.path!r} matches {adapted[0]!r}, which has an adapter"
+      " already: adapt once, with all rules, or merge first."
+    )
   refused = [path for path in others if pattern.fullmatch(path)]
   if refused:
     kind = type(others[refused[0]]).__name__
@@ -158,18 +178,11 @@ def _check(rule, linears, others):
       f"The rule {rule.path!r} matches {refused[0]!r}, a {kind}; only plain"
       " nnx.Linear layers can be adapted. Narrow the rule."
     )
-  matched = [path for path in linears if pattern.fullmatch(path)]
   if not matched:
     near = difflib.get_close_matches(rule.path, linears, n=3, cutoff=0.0)
     raise ValueError(
       f"The rule {rule.path!r} matches no layer. It must match a whole path;"
       f" the nearest of the model's {len(linears)} linear layers are {near}."
-    )
-  adapted = [path for path in matched if isinstance(linears[path], Adapted)]
-  if adapted:
-    raise ValueError(
-      f"The rule {rule.path!r} matches {adapted[0]!r}, which has an adapter"
-      " already: adapt once, with all rules, or merge first."
     )
 
 

@@ -42,6 +42,10 @@ def adamw(
     raise ValueError(
       f"optimizer: learning_rate must be above 0, got {learning_rate}."
     )
+  if clip is not None and not clip > 0:
+    raise ValueError(
+      f"optimizer: clip must be above 0 (None does not clip), got {clip}."
+    )
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=0.0 if warmup_steps else learning_rate,
     peak_value=learning_rate,

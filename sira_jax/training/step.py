@@ -115,7 +115,7 @@ def batch_loss(
   hidden, records = nnx.capture(
     lambda model: model.hidden(**features), RoutingRecord
   )(model)
-  weights = batch["decoder_loss_weights"]
+  weights = batch["decoder_loss_weights"].astype(jnp.float32)
   entropy = losses.cross_entropy_at_targets
   if _trains_logits(model, hidden):
     entropy = losses.cross_entropy

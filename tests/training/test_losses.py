@@ -1,0 +1,123 @@
+"""The loss at the targets alone against the loss of every logit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sira_jax.training import losses
+
+D, VOCABULARY = 8, 32
+RNG = np.random.default_rng(0)
+TABLE = jnp.asarray(RNG.normal(size=(D, VOCABULARY)), jnp.float32)
+
+
+def logits(hidden):
+  return hidden @ TABLE.astype(hidden.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "chunk"))
+def sums_and_slope(hidden, targets, weights, loss, chunk=None):
+  options = {} if chunk is None else {"chunk": chunk}
+
+  def total(hidden):
+    total, right = loss(
+      logits, hidden, targets=targets, weights=weights, **options
+    )
+    # The scale shows that the slope of what follows is used.
+    return 3 * total, (total, right)
+
+  slope, sums = jax.grad(total, has_aux=True)(hidden)
+  return (*sums, slope)
+
+
+def ragged(length):
+  """Rows with targets in the middle, at both ends, one and none."""
+  at = np.arange(length)
+  rows = [(at > 2) & (at < 7), at != 4, at == length - 1, at < 0]
+  return np.float32(rows)
+
+
+WEIGHTS = {
+  "none": lambda length: np.zeros((4, length), np.float32),
+  "all": lambda length: np.ones((4, length), np.float32),
+  "ragged": ragged,
+  "fractional": lambda length: ragged(length) * 0.3,
+}
+
+
+@pytest.mark.parametrize("length, chunk", [(8, 4), (11, 4), (3, 16), (11, 1)])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_equals_the_loss_of_every_logit(weights, length, chunk):
+  weights = WEIGHTS[weights](length)
+  hidden = np.float32(np.random.default_rng(1).normal(size=(4, length, D)))
+  targets = np.asarray(logits(hidden)).argmax(-1)
+  targets[:, ::2] = 5  # every other guess is right
+  got = sums_and_slope(
+    hidden, targets, weights, losses.cross_entropy_at_targets, chunk
+  )
+  expected = sums_and_slope(hidden, targets, weights, losses.cross_entropy)
+  for ours, theirs in zip(got, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+  assert not np.asarray(got[2])[weights == 0].any()
+
+
+def test_by_hand():
+  # Scores 0, 0, log 2 at both places: p = 1/4, 1/4, 1/2. Targets are 2, the
+  # largest, and 0: -log p = log 2 and log 4; weights 1 and 2.
+  scores = jnp.log(jnp.array([[[1.0, 1.0, 2.0]] * 2]))
+  for loss in (losses.cross_entropy, losses.cross_entropy_at_targets):
+    total, right = loss(
+      lambda hidden: hidden,
+      scores,
+      targets=jnp.array([[2, 0]]),
+      weights=jnp.array([[1.0, 2.0]]),
+    )
+    np.testing.assert_allclose(total, 5 * np.log(2), rtol=1e-6)
+    assert right == 1
+
+
+def test_bfloat16():
+  hidden = jnp.asarray(RNG.normal(size=(4, 11, D)), jnp.bfloat16)
+  targets, weights = np.zeros((4, 11), int), ragged(11)
+  total, right, slope = sums_and_slope(
+    hidden, targets, weights, losses.cross_entropy_at_targets
+  )
+  assert total.dtype == right.dtype == jnp.float32
+  assert slope.dtype == jnp.bfloat16
+  expected = sums_and_slope(hidden, targets, weights, losses.cross_entropy)
+  np.testing.assert_allclose(total, expected[0], rtol=1e-5)
+
+
+def compiled(loss, *, vocabulary=8192, d=16, batch=4, length=128):
+  def total(hidden, table, targets, weights):
+    return loss(
+      lambda x: x @ table, hidden, targets=targets, weights=weights
+    )[0]
+
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  return (
+    jax.jit(jax.grad(total))
+    .lower(
+      shape((batch, length, d)),
+      shape((d, vocabulary)),
+      jax.ShapeDtypeStruct((batch, length), jnp.int32),
+      shape((batch, length)),
+    )
+    .compile()
+  )
+
+
+def test_what_it_saves():
+  """An eighth of the positions of a row at a time: 16 of 128."""
+  full = compiled(losses.cross_entropy)
+  ours = compiled(losses.cross_entropy_at_targets)
+  memory = [c.memory_analysis().temp_size_in_bytes for c in (full, ours)]
+  all_logits = 4 * 128 * 8192 * 4
+  assert memory[0] >= all_logits
+  assert memory[1] < memory[0] / 4
+  # XLA counts a loop's body once: these are the operations of one step.
+  flops = [c.cost_analysis()["flops"] for c in (full, ours)]
+  assert flops[1] < flops[0] / 4
