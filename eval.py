@@ -6,7 +6,7 @@ python eval.py --workdir=runs/quickstart
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from sira_jax import assembly, checkpoints, evaluation, runs
 
@@ -22,7 +22,8 @@ def main(argv):
     config = runs.load_config(workdir)
     assembly.check(config)
     run = assembly.build(config)
-    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+    folder = workdir / "checkpoints"
+    with checkpoints.Checkpoints(folder, writable=False) as saved:
       step = saved.restore_adapter(run.base.model, base=run.base.fingerprint)
     before = evaluation.loads((workdir / "before.json").read_text())
   print(assembly.describe(run, config))
@@ -32,4 +33,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  runs.start(main)

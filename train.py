@@ -9,12 +9,13 @@ same command again continues a run that was stopped, however it was stopped,
 or says that it is finished.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 from ml_collections import config_flags
@@ -23,6 +24,7 @@ from sira_jax import (
   analysis,
   assembly,
   checkpoints,
+  configuration,
   evaluation,
   progress,
   runs,
@@ -31,9 +33,12 @@ from sira_jax.data import pipeline
 from sira_jax.training import optimizers
 from sira_jax.training import step as training
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/quickstart.py", "The config file.", lock_config=True
-)
+configuration.let_flags_say_none()
+# Where no --config is given, the flags of the default's fields are read here.
+with runs.flag_errors():
+  _CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/quickstart.py", "The config file.", lock_config=True
+  )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
@@ -43,25 +48,31 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv):
   """Runs the config; a user's mistake ends with its message alone."""
-  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value or _default())
+  config, workdir = (
+    _CONFIG.value,
+    pathlib.Path(_WORKDIR.value or default_workdir()),
+  )
   runs.begin_process()
   with runs.user_errors():
     runs.refuse_arguments(argv)
     assembly.check(config)
-    runs.open_workdir(workdir, config)
+    runs.check_workdir(workdir, config)
+    if (workdir / "results.json").exists():
+      print(f"The run in {workdir} is finished; its results:\n")
+      print((workdir / "results.md").read_text())
+      return
     run = assembly.build(config)
+    # Only now, so that a config that fails leaves nothing behind.
+    runs.open_workdir(workdir, config)
     start = restore(run, config, workdir)
   print(assembly.describe(run, config))
   print(f"workdir   {workdir}", flush=True)
-  if (workdir / "results.json").exists():
-    print("\nThis run is finished; its results:\n")
-    print((workdir / "results.md").read_text())
-    return
   before = first_scores(run, config, workdir)
-  state = fit(run, config, workdir, start)
-  if int(state.step) < config.training.steps:
+  with runs.stop_signals() as signals:
+    state = fit(run, config, workdir, start, signals)
+  if signals:
     print(f"\nStopped at step {int(state.step)}; saved in {workdir}.")
-    print("The same command continues it.")
+    print("The same command continues it.", flush=True)
     sys.exit(runs.STOPPED)
   nnx.update(run.base.model, state.trainable)
   last_scores(run, config, workdir, before)
@@ -93,23 +104,26 @@ def first_scores(run, config, workdir) -> list[evaluation.Result]:
   return evaluation.loads(file.read_text())
 
 
-def fit(run, config, workdir, state) -> training.TrainState:
-  """Trains to the last step, or until a signal; saves either way."""
+def fit(run, config, workdir, state, signals) -> training.TrainState:
+  """Trains to the last step, or until there is a signal; saves either way."""
   total, every = config.training.steps, config.training.checkpoint_every
   optimizer, schedule = optimizers.adamw(steps=total, **config.optimizer)
   step = training.make(run.base.model, optimizer)
   first = int(state.step)
+  if first == total:
+    return state
   # One batch a step: the position in the data is the number of the step.
   batches = pipeline.batches(
     run.mixture, **config.batches, seed=config.seed, start=first
   )
   meta = {"base": run.base.fingerprint, "data": run.data}
   line = progress.Progress(total=total, start=first)
-  log = runs.MetricsLog(workdir / "metrics.jsonl", step=first)
   print("\nTraining; the first step compiles ...", flush=True)
   with (
     checkpoints.Checkpoints(workdir / "checkpoints") as saved,
-    runs.stop_signals() as signals,
+    contextlib.closing(
+      runs.MetricsLog(workdir / "metrics.jsonl", step=first)
+    ) as log,
   ):
     for number in range(first + 1, total + 1):
       batch = next(batches)
@@ -137,9 +151,13 @@ def last_scores(run, config, workdir, before) -> None:
   routing = analysis.routing(run.base.model, run.sets)
   if routing is not None:
     runs.write(workdir / "routing.json", json.dumps(routing))
-    analysis.draw(routing, workdir / "routing.png")
+    try:
+      analysis.draw(routing, workdir / "routing.png")
+    except ValueError as error:  # no matplotlib: no reason to lose the scores
+      print(error)
   table = evaluation.table(before, after)
   runs.write(workdir / "results.md", table + "\n")
+  # The last: it says that the run is finished.
   runs.write(
     workdir / "results.json",
     json.dumps(evaluation.as_json(before, after), indent=1),
@@ -155,7 +173,7 @@ def _examples(batch) -> int:
   return int(segments.max(axis=1).sum())
 
 
-def _default() -> str:
+def default_workdir() -> str:
   """runs/quickstart for configs/quickstart.py, ...-lora for its :lora."""
   path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
   name = pathlib.Path(path).stem
@@ -163,4 +181,4 @@ def _default() -> str:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  runs.start(main)

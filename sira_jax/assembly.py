@@ -43,7 +43,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
   Raises:
     ValueError: a group that is missing or unknown, a field that the group's
-      function does not have, or a value that it refuses.
+      function does not have or does need, or a value that it refuses.
   """
   functions = {
     "base": bases.load,
@@ -60,15 +60,36 @@ def check(config: ml_collections.ConfigDict) -> None:
       f" {sorted(groups - set(config))} and has the unknown"
       f" {sorted(set(config) - groups)}."
     )
+  given = {
+    "batches": ("seed", "start"),
+    "optimizer": ("steps",),
+    "decoding": ("score", "text", "eos_id"),
+  }
   for name, function in functions.items():
-    configuration.check(name, function, config[name])
+    configuration.check(name, function, config[name], given=given.get(name, ()))
   configuration.rules(config.rules)
-  optimizers.adamw(steps=config.training.steps, **config.optimizer)
-  if config.training.checkpoint_every < 1:
+  if config.seed is None:
+    raise ValueError("config.seed must be a number, got none.")
+  if set(config.training) != {"steps", "checkpoint_every"}:
     raise ValueError(
-      "config.training.checkpoint_every must be at least 1, got"
-      f" {config.training.checkpoint_every}."
+      "config.training must have steps and checkpoint_every, got"
+      f" {sorted(config.training)}."
     )
+  for group, name, least in (
+    ("training", "steps", 1),
+    ("training", "checkpoint_every", 1),
+    ("batches", "batch_size", 1),
+    ("batches", "length", 2),
+    ("evaluation", "examples", 1),
+    ("decoding", "max_new_tokens", 1),
+    ("decoding", "batch_size", 1),
+  ):
+    value = config[group][name]
+    if value is None or value < least:
+      raise ValueError(
+        f"config.{group}.{name} must be at least {least}, got {value}."
+      )
+  optimizers.adamw(steps=config.training.steps, **config.optimizer)
 
 
 def build(config: ml_collections.ConfigDict) -> Assembly:
@@ -80,12 +101,10 @@ def build(config: ml_collections.ConfigDict) -> Assembly:
   """
   base = bases.load(**config.base)
   limit = base.model.max_length
-  longest = max(config.batches.length, config.decoding.max_new_tokens)
-  if longest > limit:
+  if config.batches.length > limit:
     raise ValueError(
-      f"config.batches.length ({config.batches.length}) and"
-      f" config.decoding.max_new_tokens ({config.decoding.max_new_tokens})"
-      f" must be within the model's context of {limit} tokens."
+      f"config.batches.length ({config.batches.length}) must be within the"
+      f" model's context of {limit} tokens."
     )
   vocabulary = vocabularies.TokenizerVocabulary(base.tokenizer, base.eos_id)
   settings = config.mixture.to_dict()
@@ -94,6 +113,13 @@ def build(config: ml_collections.ConfigDict) -> Assembly:
     mixture, length=config.batches.length, too_long=config.batches.too_long
   )
   sets = evaluation_data.evaluation(mixture, **config.evaluation)
+  prompt = max(len(prompt) for one in sets for prompt in one.inputs)
+  if prompt + config.decoding.max_new_tokens > limit:
+    raise ValueError(
+      f"config.decoding.max_new_tokens ({config.decoding.max_new_tokens}) must"
+      f" leave room for the longest prompt, of {prompt} tokens, in the model's"
+      f" context of {limit} tokens."
+    )
   rules = configuration.rules(config.rules)
   sites = surgery.adapt(base.model, rules, rngs=nnx.Rngs(config.seed))
   data = mixtures.fingerprint(

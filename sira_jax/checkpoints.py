@@ -28,14 +28,25 @@ class Checkpoints:
   Args:
     directory: of this run's checkpoints; made if need be.
     keep: how many of the newest to keep.
+    writable: False for who only reads, perhaps while a run still writes.
+
+  Raises:
+    ValueError: nothing to read.
   """
 
-  def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+  def __init__(
+    self, directory: pathlib.Path, *, keep: int = 2, writable: bool = True
+  ):
     self._directory = pathlib.Path(directory).absolute()
+    if not writable and not self._directory.exists():
+      raise self._nothing()
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(keep)
+        create=writable,
+        preservation_policy=checkpoint_managers.LatestN(keep),
+        # What is left of a write that was interrupted.
+        cleanup_tmp_directories=writable,
       ),
     )
 
@@ -113,10 +124,13 @@ class Checkpoints:
   def _newest(self):
     step = self.latest()
     if step is None:
-      raise ValueError(
-        f"There is no checkpoint in {self._directory}: train first."
-      )
+      raise self._nothing()
     return step
+
+  def _nothing(self):
+    return ValueError(
+      f"There is no checkpoint in {self._directory}: train first."
+    )
 
   def _check_base(self, step, base):
     meta = self._manager.restore(

@@ -11,8 +11,9 @@ import json
 import typing
 from typing import Any
 
+from absl import flags
 import ml_collections
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
 
 from sira_jax.adapters import methods
 from sira_jax.adapters.surgery import Rule
@@ -35,6 +36,8 @@ def group(
     if name in given:
       continue
     value = values.pop(name, parameter.default)
+    if value is parameter.empty:
+      raise ValueError(f"{function.__name__} needs {name}: give its value.")
     fields[name] = _placeholder(hints[name]) if value is None else value
   if values:
     raise ValueError(
@@ -55,14 +58,19 @@ def rule(path: str, method: str, **settings: Any) -> config_dict.ConfigDict:
 def rules(groups: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
   """The adapter rules that a config's group of `rule` groups states.
 
+  In the alphabetical order of the groups' names, since a ConfigDict has no
+  other; the first that matches a layer decides.
+
   Raises:
     ValueError: an unknown method or setting, or a value that it refuses.
   """
   found = []
-  for name, fields in groups.items():
+  for name, fields in sorted(groups.items()):
     settings = dict(fields)
     try:
       path, method = settings.pop("path"), settings.pop("method")
+      if method in methods.METHODS:
+        _refuse_none(methods.METHODS[method], settings)
       found.append(Rule(path, methods.create(method, **settings)))
     except KeyError as error:
       raise ValueError(f"config.rules.{name} lacks {error}.") from None
@@ -71,19 +79,49 @@ def rules(groups: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
   return tuple(found)
 
 
-def check(name: str, function: Callable[..., Any], fields: Mapping) -> None:
-  """Checks that `fields` are keyword arguments of `function`.
+def check(
+  name: str,
+  function: Callable[..., Any],
+  fields: Mapping,
+  *,
+  given: Sequence[str] = (),
+) -> None:
+  """Checks that `fields` are the keyword arguments of `function`.
+
+  Args:
+    name: the group's.
+    function: what it configures.
+    fields: the group.
+    given: arguments that the scripts supply and a config does not have.
 
   Raises:
-    ValueError: one that the function does not have.
+    ValueError: one that the function does not have, or one that it needs and
+      `fields` lacks.
   """
-  known = _keywords(function)
+  known = {k: p for k, p in _keywords(function).items() if k not in given}
   unknown = sorted(set(fields) - set(known))
   if unknown:
     raise ValueError(
       f"config.{name} has no field {', '.join(unknown)}; it has"
       f" {', '.join(known)}."
     )
+  needed = [k for k, p in known.items() if p.default is p.empty]
+  lacking = [k for k in needed if k not in fields]
+  if lacking:
+    raise ValueError(f"config.{name} lacks {', '.join(lacking)}.")
+  try:
+    _refuse_none(function, fields)
+  except ValueError as error:
+    raise ValueError(f"config.{name}: {error}") from None
+
+
+def let_flags_say_none() -> None:
+  """Makes flags read "none" as None, for fields of a number or a text.
+
+  Called before the flags of a config are defined.
+  """
+  for kind, parser in _PARSERS.items():
+    config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
 
 
 def as_json(config: ml_collections.ConfigDict) -> str:
@@ -103,6 +141,35 @@ def differences(
     elif before != after:
       found.append(f"{path}: {before!r} -> {after!r}")
   return found
+
+
+_PARSERS = {
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  str: flags.ArgumentParser(),
+}
+
+
+class _OrNone(flags.ArgumentParser):
+  """What absl wants a parser to be; reads "none", or as another parser."""
+
+  def __init__(self, parser):
+    self._parser = parser
+
+  def parse(self, argument):
+    none = isinstance(argument, str) and argument.lower() == "none"
+    return None if none else self._parser.parse(argument)
+
+  def flag_type(self):
+    return self._parser.flag_type()
+
+
+def _refuse_none(function, fields):
+  hints = typing.get_type_hints(function)
+  for name in _keywords(function):
+    kinds = typing.get_args(hints.get(name))
+    if fields.get(name, 0) is None and type(None) not in kinds:
+      raise ValueError(f"{name} cannot be none.")
 
 
 def _placeholder(hint):

@@ -35,7 +35,9 @@ class Masked(nnx.Module):
 
 
 def masked_scan(x):
-  return jax.lax.scan(lambda carry, _: (carry, masked_sum(x)), 0, length=1)[1][0]
+  return jax.lax.scan(lambda carry, _: (carry, masked_sum(x)), 0, length=1)[1][
+    0
+  ]
 
 
 X = jnp.array([[1.0, 2.0, 4.0]])

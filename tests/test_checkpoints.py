@@ -23,8 +23,9 @@ class Model(nnx.Module):
   FEATURES = ("x",)
 
   def __init__(self, d=4):
-    self.layers = nnx.List([nnx.Linear(d, d, rngs=nnx.Rngs(0))] * 1)
-    self.layers.append(nnx.Linear(d, d, rngs=nnx.Rngs(1)))
+    self.layers = nnx.List(
+      [nnx.Linear(d, d, rngs=nnx.Rngs(seed)) for seed in range(2)]
+    )
 
   def hidden(self, x):
     for layer in self.layers:
@@ -63,7 +64,12 @@ def _change(state, number):
 def arrays(state):
   """All numbers of a state by path, copied."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(
-    (state.step, state.trainable, state.optimizer, jax.random.key_data(state.key))
+    (
+      state.step,
+      state.trainable,
+      state.optimizer,
+      jax.random.key_data(state.key),
+    )
   )
   return {jax.tree_util.keystr(p): np.array(leaf) for p, leaf in leaves}
 
@@ -157,7 +163,9 @@ def test_another_base_is_refused(tmp_path, alone):
   save(tmp_path, fresh())
   with (
     checkpoints.Checkpoints(tmp_path) as saved,
-    pytest.raises(ValueError, match=rf"another base model.*{META['base']}.*new"),
+    pytest.raises(
+      ValueError, match=rf"another base model.*{META['base']}.*new"
+    ),
   ):
     if alone:
       saved.restore_adapter(build(), base="new")
@@ -167,7 +175,9 @@ def test_another_base_is_refused(tmp_path, alone):
 
 def test_other_data_are_refused(tmp_path):
   save(tmp_path, fresh())
-  with pytest.raises(ValueError, match="trained on other data.*datadatadata.*new"):
+  with pytest.raises(
+    ValueError, match=r"trained on other data.*datadatadata.*new"
+  ):
     restore(tmp_path, fresh(), data="new")
 
 
@@ -205,9 +215,9 @@ def test_more_layers_are_refused(tmp_path):
 def test_no_checkpoint_is_an_error(tmp_path):
   with checkpoints.Checkpoints(tmp_path / "new") as saved:
     assert saved.latest() is None
-    with pytest.raises(ValueError, match="no checkpoint.*train first"):
+    with pytest.raises(ValueError, match=r"no checkpoint.*train first"):
       saved.restore(fresh(), **META)
-    with pytest.raises(ValueError, match="no checkpoint.*train first"):
+    with pytest.raises(ValueError, match=r"no checkpoint.*train first"):
       saved.restore_adapter(build(), base=META["base"])
 
 
@@ -222,9 +232,7 @@ def test_an_interrupted_save_is_not_seen(tmp_path):
     assert saved.latest() == 3
     assert_equal(arrays(saved.restore(fresh(), **META)), arrays(state))
     saved.save(_change(state, 1), step=4, meta=META)
-  assert_equal(
-    arrays(restore(tmp_path, fresh())), arrays(_change(state, 1))
-  )
+  assert_equal(arrays(restore(tmp_path, fresh())), arrays(_change(state, 1)))
 
 
 def test_keeps_the_newest(tmp_path):

@@ -1,4 +1,8 @@
-"""A base model of two small blocks in a GGUF file, with SmolLM2's tokenizer."""
+"""A base model of two small blocks in a GGUF file, with SmolLM2's tokenizer.
+
+Of the tokenizer it has the first tokens alone, and the merges that make them:
+reading all of them takes longer than all else that a start does.
+"""
 
 import hashlib
 import pathlib
@@ -11,6 +15,7 @@ from configs import quickstart
 from sira_jax.formats import sources
 
 D, HEADS, KV_HEADS, D_FF, LAYERS, CONTEXT = 32, 2, 1, 64, 2, 256
+TOKENS = 4096
 
 
 def write(path: pathlib.Path, *, seed: int = 0) -> str:
@@ -24,14 +29,11 @@ def write(path: pathlib.Path, *, seed: int = 0) -> str:
   writer.add_head_count(HEADS)
   writer.add_head_count_kv(KV_HEADS)
   writer.add_layer_norm_rms_eps(1e-5)
-  for name, field in real.fields.items():
-    if name.startswith("tokenizer.ggml."):
-      value, kind = field.contents(), field.types[0]
-      inner = field.types[1] if len(field.types) > 1 else None
-      writer.add_key_value(name, value, kind, inner)
-  vocabulary = len(real.fields["tokenizer.ggml.tokens"].data)
+  for name, value in _tokenizer(real).items():
+    types = real.fields[name].types
+    writer.add_key_value(name, value, types[0], *types[1:2])
   rng = np.random.default_rng(seed)
-  for name, shape in _shapes(vocabulary).items():
+  for name, shape in _shapes(TOKENS).items():
     noise = rng.normal(size=shape).astype(np.float32)
     scale = "norm" in name
     writer.add_tensor(name, 1 + 0.1 * noise if scale else 0.2 * noise)
@@ -48,6 +50,24 @@ def _smollm2():
     return sources.fetch(base.uri, sha256=base.sha256)
   except ValueError as error:
     pytest.skip(f"SmolLM2's tokenizer cannot be had: {error}")
+
+
+def _tokenizer(real):
+  """The entries of the real file's tokenizer, of its first tokens."""
+  entries = {
+    name: field.contents()
+    for name, field in real.fields.items()
+    if name.startswith("tokenizer.ggml.")
+  }
+  for name in ("tokens", "token_type"):
+    del entries[f"tokenizer.ggml.{name}"][TOKENS:]
+  known = set(entries["tokenizer.ggml.tokens"])
+  entries["tokenizer.ggml.merges"] = [
+    merge
+    for merge in entries["tokenizer.ggml.merges"]
+    if known.issuperset([*merge.split(" "), merge.replace(" ", "")])
+  ]
+  return entries
 
 
 def _shapes(vocabulary):

@@ -134,7 +134,8 @@ class Adapter(nnx.Module):
       )
     flat_a = self.A[...].reshape(self.A.shape[0], -1)
     flat_b = self.B[...].reshape(-1, self.B.shape[-1])
-    return self.factory.scale * (flat_a @ flat_b)
+    product = jnp.matmul(flat_a, flat_b, precision=jax.lax.Precision.HIGHEST)
+    return self.factory.scale * product
 
 
 def _batch_length(x):

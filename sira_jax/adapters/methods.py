@@ -28,7 +28,7 @@ def sira(
   k: int = 4,
   alpha: float | None = None,
   compensate: bool = True,
-  capacity_factor: float | None = 3.0,
+  capacity_factor: float | None = None,
   capacity: int | None = None,
   expert_dropout: float = 0.1,
   balance_coefficient: float = 1e-2,
@@ -39,14 +39,17 @@ def sira(
   y = x W0 + s * sum over the token's k experts of q_e (x A_e) B_e; see
   `routers.TopK` for q and the limit.
 
-  Source: Zhu et al. 2023 (arXiv 2311.09179). Ours are: the default of
-  `expert_dropout`, lower than the paper's because short training suffers from
-  more; `compensate`, because weights that are not renormalised are about
-  1 / experts each and the plain scale then learns slowly; and the values of
-  `capacity_factor` and `balance_coefficient`, of which the paper's are not
-  known to us. Capacity drops the last tokens of an example first and is off in
-  evaluation, so a factor that binds often teaches the ends of answers without
-  experts and then decodes them with.
+  Source: Zhu et al. 2023 (arXiv 2311.09179). Ours are the defaults of
+
+  * `expert_dropout`, lower than the paper's because short training suffers;
+  * `compensate`: weights that are not renormalised are about 1 / experts each,
+    and the plain scale learns slowly;
+  * `balance_coefficient`, of which the paper's value is not known to us;
+  * `capacity_factor`: no limit. A limit per example lets a token see the
+    future: places follow from the example's length, answer included, and
+    second choices wait for the first choices of later tokens. A decoder-only
+    model learns its answer's end from it and decodes without; set a limit for
+    encoders, or measure (`docs/fidelity.md` has our measurement).
 
   Args:
     experts: LoRA experts at each adapted layer.

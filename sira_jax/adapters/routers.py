@@ -147,10 +147,11 @@ class Router(nnx.Module):
     Raises:
       ValueError: training with expert dropout and no `ambient.DROPOUT_KEY`.
     """
+    # Accelerators would round float32 operands by default.
     logits = jnp.matmul(
-      x.reshape(-1, x.shape[-1]),
-      self.kernel[...].astype(x.dtype),
-      preferred_element_type=jnp.float32,
+      x.reshape(-1, x.shape[-1]).astype(jnp.float32),
+      self.kernel[...],
+      precision=jax.lax.Precision.HIGHEST,
     ).reshape(*x.shape[:-1], -1)
     settings, keep = self.settings, None
     if self.deterministic:

@@ -67,8 +67,12 @@ def mixture(
       for e in range(experts):
         z = x[row, t] @ a[:, e]
         y[row, t] += scale * weights[row, t, e] * (z @ b[e])
-  return y, np.mean(balances), dict(
-    p=p, q=q, weights=weights, slope=slope / len(balances), dropped=dropped
+  return (
+    y,
+    np.mean(balances),
+    dict(
+      p=p, q=q, weights=weights, slope=slope / len(balances), dropped=dropped
+    ),
   )
 
 

@@ -18,9 +18,7 @@ from sira_jax.training import step as training
 from tests import tiny
 
 # Dropout and capacity bind, so that a run meets them.
-SIRA = dict(
-  experts=4, rank=2, k=2, expert_dropout=0.25, capacity_factor=1.0
-)
+SIRA = dict(experts=4, rank=2, k=2, expert_dropout=0.25, capacity_factor=1.0)
 SETTINGS = {"lora": dict(rank=2), "sira": SIRA}
 # For d -> f: rank (d + f), and experts times that with a router of d x experts.
 PARAMETERS = {

@@ -93,9 +93,9 @@ def test_bfloat16():
 
 def compiled(loss, *, vocabulary=8192, d=16, batch=4, length=128):
   def total(hidden, table, targets, weights):
-    return loss(
-      lambda x: x @ table, hidden, targets=targets, weights=weights
-    )[0]
+    return loss(lambda x: x @ table, hidden, targets=targets, weights=weights)[
+      0
+    ]
 
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
   return (
@@ -108,6 +108,28 @@ def compiled(loss, *, vocabulary=8192, d=16, batch=4, length=128):
     )
     .compile()
   )
+
+
+def test_steps_without_a_target_are_skipped():
+  taken = []
+
+  def counted(hidden):
+    jax.debug.callback(lambda: taken.append(1))
+    return logits(hidden)
+
+  # At most 20 targets in a row of 64, wherever they are: 2 steps of 16 of 4.
+  weights = np.zeros((2, 64), np.float32)
+  weights[0, ::6], weights[1, 40:60] = 1, 1
+  hidden = jnp.asarray(RNG.normal(size=(2, 64, D)), jnp.float32)
+  jax.jit(
+    jax.grad(
+      lambda hidden: losses.cross_entropy_at_targets(
+        counted, hidden, targets=np.zeros((2, 64), int), weights=weights
+      )[0]
+    )
+  )(hidden)
+  jax.effects_barrier()
+  assert len(taken) == 2
 
 
 def test_what_it_saves():
