@@ -46,21 +46,21 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     tasks=("intents", "dates"),
     languages=("en", "de", "fr", "es"),
     zero_shot=("it", "nl", "pt", "sv"),
-    rates=dict(intents=7.0, dates=1.0),
+    rates=dict(intents=15.0, dates=1.0),
     temperature=1.0,
     maximum=2000,  # German has twice the rows of any other language
   )
-  config.batches = dict(batch_size=6, length=128, pack=True, too_long="skip")
+  config.batches = dict(batch_size=3, length=128, pack=True, too_long="skip")
   config.optimizer = dict(
     learning_rate=2e-3,
-    warmup_steps=10,
+    warmup_steps=20,
     final_fraction=0.0,
     weight_decay=0.0,
     b1=0.9,
     b2=0.999,
     clip=1.0,
   )
-  config.training = dict(steps=130, checkpoint_every=20)
+  config.training = dict(steps=240, checkpoint_every=40)
   config.evaluation = dict(examples=16, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config

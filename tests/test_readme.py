@@ -35,6 +35,9 @@ def test_commands_run(tmp_path):
   small = [
     f"--config.base.uri={file}",
     f"--config.base.sha256={tiny_base.write(file)}",
+    # The tiny base has two layers, the quickstart adapts the tenth and up.
+    r"--config.rules.attention.path=layers\.\d+\.self_attn\.[qkvo]_proj",
+    r"--config.rules.mlp.path=layers\.\d+\.mlp\.(gate|up|down)_proj",
     "--config.training.steps=3",
     "--config.optimizer.warmup_steps=1",
     "--config.batches.batch_size=2",
