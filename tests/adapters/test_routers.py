@@ -75,6 +75,19 @@ def test_first_choices_come_before_second():
   assert routing.stats.dropped.tolist() == [2]
 
 
+@pytest.mark.parametrize(
+  "limit, causal", [({}, True), ({"capacity": 1}, False)]
+)
+def test_a_limit_shows_the_future(limit, causal):
+  """Token 0's second expert is the first choice of a later token, or not."""
+  later = SECOND_WANTS_FIRST.copy()
+  later[1] = [0.1, 0.3, 0.6]
+  one, other = (
+    weights(routed(p, k=2, **limit))[0] for p in (SECOND_WANTS_FIRST, later)
+  )
+  assert (one == other).all() == causal
+
+
 def test_all_tokens_to_one_expert():
   # ceil(1 * 1 * 3 / 3) = 1 place; the first token has it.
   p = [[0.98, 0.01, 0.01]] * 3
