@@ -109,8 +109,16 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
   log.close()
 
 
+@pytest.fixture
+def interruptible():
+  """Python's handler of Ctrl-C; a shell's background job is born without."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_signals(kind):
+def test_signals(kind, interruptible):
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
   with runs.stop_signals() as received:
     assert received == []
