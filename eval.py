@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores the adapters of a run again, from its newest checkpoint.
 
-    python eval.py --workdir=runs/quickstart
+python eval.py --workdir=runs/quickstart
 """
 
 import pathlib

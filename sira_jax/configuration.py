@@ -20,21 +20,18 @@ from sira_jax.adapters.surgery import Rule
 
 
 def group(
-  function: Callable[..., Any], *, given: Sequence[str] = (), **values: Any
+  function: Callable[..., Any], **values: Any
 ) -> config_dict.ConfigDict:
   """A config group: the keyword arguments of `function`, settable by flag.
 
   Args:
     function: whose signature has the defaults.
-    given: arguments that the scripts supply and a config does not have.
     **values: instead of the defaults; None becomes a field that a flag can
       set to a value of the argument's type.
   """
   fields = config_dict.ConfigDict()
   hints = typing.get_type_hints(function)
   for name, parameter in _keywords(function).items():
-    if name in given:
-      continue
     value = values.pop(name, parameter.default)
     if value is parameter.empty:
       raise ValueError(f"{function.__name__} needs {name}: give its value.")

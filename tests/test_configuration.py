@@ -26,11 +26,6 @@ def test_group_has_the_arguments_and_their_defaults():
     fields.rate = "fast"
 
 
-def test_group_leaves_out_what_scripts_give():
-  fields = configuration.group(function, given=["size"])
-  assert set(fields) == {"rate", "name"}
-
-
 def test_group_refuses_what_the_function_lacks():
   with pytest.raises(ValueError, match="function has no argument sise; it has"):
     configuration.group(function, size=1, sise=2)
