@@ -9,6 +9,7 @@ sites = sira_jax.adapt(model, rules, rngs=nnx.Rngs(0))
 """
 
 from sira_jax.adapters.methods import METHODS
+from sira_jax.adapters.pruning import prune
 from sira_jax.adapters.surgery import Rule, adapt, merge
 from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Trainable
 
@@ -20,4 +21,5 @@ __all__ = [
   "Trainable",
   "adapt",
   "merge",
+  "prune",
 ]

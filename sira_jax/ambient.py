@@ -2,8 +2,9 @@
 """Values that every layer of one forward pass may ask for.
 
 A model says which tokens belong to which example (`SEGMENTS`), a training
-step gives the key of this step's dropout (`DROPOUT_KEY`); a layer deep inside
-asks, and nobody between them hands anything through:
+step gives the key of this step's dropout (`DROPOUT_KEY`) and how much of the
+run is behind it (`PROGRESS`), decoding with a cache says so (`DECODING`); a
+layer deep inside asks, and nobody between them hands anything through:
 
     with ambient.SEGMENTS(ambient.Segments(ids, packed=False)):
       hidden = block(hidden)
@@ -100,3 +101,7 @@ def _bounds(ids):
 
 SEGMENTS: Ambient[Segments] = Ambient("segments")
 DROPOUT_KEY: Ambient[jax.Array] = Ambient("dropout_key")
+# From 0 at the first step of a run to just below 1 at its last.
+PROGRESS: Ambient[jax.Array] = Ambient("progress")
+# True where a forward pass sees a part of each example, the rest being cached.
+DECODING: Ambient[bool] = Ambient("decoding")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the routers do: load of experts and entropy, by task and language."""
+"""What the routers do, by task and language; and pictures of experts."""
 
 from collections.abc import Mapping, Sequence
 import functools
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -62,51 +61,6 @@ def routing(
     "zero_shot": [one.zero_shot for one in sets],
     "sites": {site: _shares(sums) for site, sums in totals.items()},
   }
-
-
-def draw(report: Report, file: pathlib.Path) -> None:
-  """A picture: each expert's load by task and language, averaged by kind of
-  site; and the mean entropy.
-
-  Raises:
-    ValueError: matplotlib is not installed.
-  """
-  try:
-    from matplotlib import figure
-  except ImportError:
-    raise ValueError(
-      "The picture of expert load needs matplotlib: install sira_jax[plots]."
-    ) from None
-  kinds: dict[str, list[Mapping]] = {}
-  for site, values in report["sites"].items():
-    kinds.setdefault(site.rsplit(".", 1)[-1], []).append(values)
-  columns = min(4, len(kinds))
-  rows = -(-len(kinds) // columns)
-  height = 0.22 * len(report["sets"]) + 1.0
-  canvas = figure.Figure(
-    figsize=(3.1 * columns + 1.6, rows * height + 0.6), layout="constrained"
-  )
-  axes = np.ravel(canvas.subplots(rows, columns, squeeze=False))
-  for axis, (kind, members) in zip(axes, kinds.items(), strict=False):
-    load = np.mean([values["load"] for values in members], axis=0)
-    entropy = np.mean([values["entropy"] for values in members])
-    uniform = 1 / load.shape[1]
-    image = axis.imshow(
-      load / uniform, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2
-    )
-    axis.set_title(f"{kind}  (entropy {entropy:.2f} nats)", fontsize=8)
-    axis.set_xlabel("expert", fontsize=7)
-    axis.tick_params(labelsize=6)
-    axis.set_yticks(range(len(report["sets"])), report["sets"])
-  for axis in axes[len(kinds) :]:
-    axis.set_axis_off()
-  for index, axis in enumerate(axes):
-    if index % columns:
-      axis.set_yticklabels([])
-  bar = canvas.colorbar(image, ax=axes.tolist(), shrink=0.6)
-  bar.set_label("load, 1 = uniform", fontsize=7)
-  bar.ax.tick_params(labelsize=6)
-  canvas.savefig(file, dpi=130)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -1,6 +1,5 @@
 """Routers with known loads."""
 
-import sys
 import types
 
 from flax import nnx
@@ -90,16 +89,3 @@ def test_no_router_no_report():
     model, [surgery.Rule(".*", methods.lora(rank=1))], rngs=nnx.Rngs(0)
   )
   assert analysis.routing(model, SETS) is None
-
-
-def test_picture(model, tmp_path):
-  pytest.importorskip("matplotlib")
-  report = analysis.routing(model, SETS)
-  analysis.draw(report, tmp_path / "routing.png")
-  assert (tmp_path / "routing.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_picture_without_matplotlib(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "matplotlib", None)
-  with pytest.raises(ValueError, match=r"install sira_jax\[plots\]"):
-    analysis.draw({}, tmp_path / "routing.png")

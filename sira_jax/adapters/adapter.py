@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adapter: a low-rank term, or a mixture of them, beside a frozen layer.
 
-    y = x W0 + scale * [ (x A) * m(x) ] B           W0 frozen
+    y = x W0 + scale * [ act(x A) * m(x) * g ] B        W0 frozen
 
     x [batch length d]    A [d experts rank]    B [experts rank f]
     m(x)  the router's weight of each expert, the same for all its ranks, zero
           where a token is not routed; one where there is no router
+    g     SoRA's gate over ranks; one where there is none
+    act   identity for LoRA experts; a nonlinearity makes each expert a parallel
+          bottleneck adapter
     scale alpha / rank
 
 Source: Hu et al. 2021 (LoRA) for one expert; Zhu et al. 2023 (SiRA) for the
-routed mixture.
+routed mixture; Ding et al. 2023 (SoRA) for the gate; He et al. 2022 for the
+parallel bottleneck.
 """
 
 import dataclasses
@@ -21,7 +25,32 @@ from jaxtyping import Array, Float
 
 from sira_jax.adapters import execution as executions
 from sira_jax.adapters import routers
-from sira_jax.adapters.variables import AdapterParam, RoutingRecord
+from sira_jax.adapters.variables import (
+  AdapterParam,
+  Axes,
+  GateParam,
+  RoutingRecord,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+  """How SoRA's gates start: normal, of this mean and deviation.
+
+  Attributes:
+    mean: 1 with no deviation changes nothing at the start.
+    std: the released code's gates have mean 0 and deviation 1.
+  """
+
+  mean: float = 1.0
+  std: float = 0.0
+
+  def __post_init__(self):
+    if self.std < 0 or self.mean == self.std == 0:
+      raise ValueError(
+        "A gate needs a mean or a deviation that is not 0, got mean"
+        f" {self.mean}, std {self.std}."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +63,11 @@ class AdapterFactory:
     scale: multiplies the adapter's term.
     experts: their number.
     router: settings of the router; None for a single expert.
+    gate: how its gates start; None for no gate.
+    activation: a name in `execution.ACTIVATIONS`.
     execution: a name in `execution.EXECUTIONS`.
+    live: of the router's experts, those that have a term; None for all. What
+      pruning leaves.
   """
 
   method: str
@@ -42,30 +75,69 @@ class AdapterFactory:
   scale: float
   experts: int = 1
   router: routers.TopK | None = None
+  gate: Gate | None = None
+  activation: str = "identity"
   execution: str = "rank_space"
+  live: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    for name in ("rank", "experts"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{self.method}: {name} must be at least 1, got"
-          f" {getattr(self, name)}."
-        )
+    check_sizes(self.method, rank=self.rank, experts=self.experts)
     if self.router is not None and self.router.k > self.experts:
       raise ValueError(
         f"{self.method}: k = {self.router.k} exceeds the number of experts,"
         f" {self.experts}."
       )
-    if self.execution not in executions.EXECUTIONS:
-      raise ValueError(
-        f"{self.method}: unknown execution {self.execution!r}; there are"
-        f" {sorted(executions.EXECUTIONS)}."
-      )
+    for name, known in (
+      ("execution", executions.EXECUTIONS),
+      ("activation", executions.ACTIVATIONS),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"{self.method}: unknown {name} {getattr(self, name)!r}; there are"
+          f" {sorted(known)}."
+        )
+
+  @property
+  def terms(self) -> int:
+    """How many experts have a term."""
+    return self.experts if self.live is None else len(self.live)
 
   def parameters(self, d: int, f: int) -> int:
     """How many numbers the adapter of a d -> f layer trains."""
+    gates = self.terms * self.rank if self.gate else 0
+    trained = self.router is not None and self.router.trained
+    return self.terms * self.rank * (d + f) + gates + d * self.experts * trained
+
+  def active(self, d: int, f: int) -> int:
+    """How many of them, and of a frozen router's, one token uses."""
+    k = self.router.k if self.router else self.experts
+    gates = min(k, self.terms) * self.rank if self.gate else 0
     router = d * self.experts if self.router else 0
-    return self.experts * self.rank * (d + f) + router
+    return min(k, self.terms) * self.rank * (d + f) + gates + router
+
+  def flops(self, d: int, f: int) -> int:
+    """Of the matmuls of a token's forward pass in rank space."""
+    router = 2 * d * self.experts if self.router else 0
+    return 2 * self.terms * self.rank * (d + f) + router
+
+  def describe(self) -> str:
+    """In a few words, for a run's reader."""
+    mixture = ""
+    if self.router is not None:
+      mixture = f"{self.experts} experts, k {self.router.k}, "
+    return f"{self.method}: {mixture}rank {self.rank}"
+
+  def make(
+    self,
+    d: int,
+    f: int,
+    *,
+    key: jax.Array,
+    seed: int,
+    axes: Axes = (None, None),
+  ) -> "Adapter":
+    """The adapter of a d -> f layer."""
+    return Adapter(d, f, factory=self, key=key, seed=seed, axes=axes)
 
 
 class Adapter(nnx.Module):
@@ -81,44 +153,75 @@ class Adapter(nnx.Module):
     key: for A and the router.
     seed: an integer of its own for each layer, so that layers drop different
       experts under one dropout key.
+    axes: the words of d and f.
   """
 
   def __init__(
-    self, d: int, f: int, *, factory: AdapterFactory, key: jax.Array, seed: int
+    self,
+    d: int,
+    f: int,
+    *,
+    factory: AdapterFactory,
+    key: jax.Array,
+    seed: int,
+    axes: Axes = (None, None),
   ):
     key_a, key_router = jax.random.split(key)
-    shape = (d, factory.experts, factory.rank)
+    shape = (d, factory.terms, factory.rank)
     self.factory = factory
-    self.A = AdapterParam(
-      jax.random.uniform(key_a, shape, jnp.float32, -1, 1) / d**0.5
+    inner = ("experts", "rank")
+    self.A = AdapterParam(uniform(key_a, shape), axes=(axes[0], *inner))
+    self.B = AdapterParam(
+      jnp.zeros((*shape[1:], f), jnp.float32), axes=(*inner, axes[1])
     )
-    self.B = AdapterParam(jnp.zeros((*shape[1:], f), jnp.float32))
+    self.g = factory.gate and GateParam(
+      factory.gate.mean
+      + factory.gate.std
+      * jax.random.normal(jax.random.fold_in(key_a, 1), shape[1:]),
+      axes=inner,
+    )
     self.router = factory.router and routers.Router(
-      d, factory.experts, factory.router, key=key_router, seed=seed
+      d,
+      factory.experts,
+      factory.router,
+      key=key_router,
+      seed=seed,
+      axis=axes[0],
     )
 
-  def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch f"]:
+  def __call__(
+    self, x: Float[Array, "*batch d"], frozen: Float[Array, "*batch f"]
+  ) -> Float[Array, "*batch f"]:
     """The adapter's term for x, in x's dtype.
 
     A routed adapter reads x as [batch length d]: of two axes it makes examples
     of one token, of more than three it flattens all but the last two.
+
+    Args:
+      x: what the layer reads.
+      frozen: what it gives without the adapter.
     """
-    tokens = _batch_length(x)
-    routing = None
+    del frozen  # which only an adapter that rescales reads
+    tokens = batch_length(x)
+    weights, slots = None, 0
     if self.router is not None:
-      routing = self.router(tokens)
-      # Outside `nnx.capture`, sow would add a Variable to the module.
-      if hasattr(self, "__captures__"):
-        self.sow(RoutingRecord, "routing", routing.stats)
+      routing = route(self, self.router, tokens)
+      weights, slots = routing.weights, routing.slots
+      if self.factory.live is not None:
+        weights = weights[..., list(self.factory.live)]
     run = executions.EXECUTIONS[self.factory.execution]
-    y = run(
-      tokens,
+    y = run(tokens, self.experts(), weights=weights, slots=slots)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+  def experts(self) -> executions.Experts:
+    """What an execution reads."""
+    return executions.Experts(
       self.A[...],
       self.B[...],
-      routing=routing,
+      g=None if self.g is None else self.g[...],
+      activation=self.factory.activation,
       scale=self.factory.scale,
     )
-    return y.reshape(*x.shape[:-1], y.shape[-1])
 
   def delta(self) -> Float[Array, "d f"]:
     """The weight that this adapter adds to its layer.
@@ -126,21 +229,69 @@ class Adapter(nnx.Module):
     Raises:
       ValueError: the term depends on the token, so that no weight equals it.
     """
+    reason = None
     if self.router is not None:
+      reason = "routes each token to experts of its own"
+    elif self.factory.activation != "identity":
+      reason = "is not linear"
+    if reason:
       raise ValueError(
-        f"{self.factory.method} routes each token to experts of its own: no"
-        " single weight equals it, so it cannot be merged. Keep the adapter"
-        " beside the base."
+        f"{self.factory.method} {reason}: no single weight equals it, so it"
+        " cannot be merged. Keep the adapter beside the base."
       )
-    flat_a = self.A[...].reshape(self.A.shape[0], -1)
-    flat_b = self.B[...].reshape(-1, self.B.shape[-1])
-    product = jnp.matmul(flat_a, flat_b, precision=jax.lax.Precision.HIGHEST)
-    return self.factory.scale * product
+    experts = self.experts()
+    b = experts.b if experts.g is None else experts.b * experts.g[..., None]
+    return product(experts.a, b, scale=experts.scale)
+
+  def merged(
+    self, kernel: jax.Array, bias: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """The layer's weights with the adapter's added.
+
+    Raises:
+      ValueError: as `delta`.
+    """
+    return (kernel + self.delta()).astype(kernel.dtype), bias
 
 
-def _batch_length(x):
+def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """A's start: uniform in +-1 / sqrt(d), as in LoRA's code."""
+  return jax.random.uniform(key, shape, jnp.float32, -1, 1) / shape[0] ** 0.5
+
+
+def product(
+  a: Float[Array, "d experts rank"],
+  b: Float[Array, "experts rank f"],
+  *,
+  scale: float,
+) -> Float[Array, "d f"]:
+  """scale * sum_e A_e B_e, in full float32 on every backend."""
+  flat_a, flat_b = a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1])
+  return scale * jnp.matmul(flat_a, flat_b, precision=jax.lax.Precision.HIGHEST)
+
+
+def route(
+  module: nnx.Module, router: routers.Router, tokens: jax.Array
+) -> routers.Routing:
+  """The routing of the tokens, recorded in `module` under `nnx.capture`."""
+  routing = router(tokens)
+  # Outside `nnx.capture`, sow would add a Variable to the module.
+  if hasattr(module, "__captures__"):
+    module.sow(RoutingRecord, "routing", routing.stats)
+  return routing
+
+
+def batch_length(x: Float[Array, "*batch d"]) -> Float[Array, "batch length d"]:
+  """x as rows of tokens; see `Adapter.__call__`."""
   if x.ndim == 1:
     return x[None, None]
   if x.ndim == 2:
     return x[:, None]
   return x.reshape(-1, *x.shape[-2:])
+
+
+def check_sizes(method: str, **sizes: int) -> None:
+  """Raises a ValueError that names the first size below 1."""
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f"{method}: {name} must be at least 1, got {size}.")

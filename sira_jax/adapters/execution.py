@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs for one function, the mixture of low-rank experts.
 
-    y[t] = scale * sum_e weights[t, e] * (x[t] A_e) B_e
+    y[t] = scale * sum_e weights[t, e] * (act(x[t] A_e) * g_e) B_e
 
 Legend: batch, length, d (in), f (out), experts, rank (of one expert), slots
 (places in an expert's buffer for one row). Both programs take the same
@@ -16,59 +16,107 @@ arguments and agree in value and gradient.
   square of the length.
 """
 
+from collections.abc import Callable
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sira_jax.adapters.routers import Routing
+from sira_jax import sharding
+
+# Of x A. With another than identity each expert is a bottleneck adapter.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "identity": lambda z: z,
+  "relu": jax.nn.relu,
+  "gelu": jax.nn.gelu,
+  "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """The experts of one layer.
+
+  Attributes:
+    a: projections down.
+    b: projections up.
+    g: SoRA's gate over ranks; None for ones.
+    activation: a name in `ACTIVATIONS`; of zero, zero.
+    scale: of the term.
+  """
+
+  a: Float[Array, "d experts rank"]
+  b: Float[Array, "experts rank f"]
+  g: Float[Array, "experts rank"] | None
+  activation: str
+  scale: float
+
+  @property
+  def act(self) -> Callable[[jax.Array], jax.Array]:
+    """The activation."""
+    return ACTIVATIONS[self.activation]
+
+  @property
+  def gate(self) -> Float[Array, "experts rank"] | float:
+    """scale * g."""
+    return self.scale if self.g is None else self.scale * self.g
 
 
 def rank_space(
   x: Float[Array, "batch length d"],
-  a: Float[Array, "d experts rank"],
-  b: Float[Array, "experts rank f"],
+  experts: Experts,
   *,
-  routing: Routing | None,
-  scale: float,
+  weights: Float[Array, "batch length experts"] | None,
+  slots: int = 0,
 ) -> Float[Array, "batch length f"]:
   """The mixture with the weights applied in rank space.
 
-  `routing=None` means a weight of one for every expert (plain LoRA). Matmuls
+  `weights=None` means a weight of one for every expert (plain LoRA). Matmuls
   run on [tokens, d]: XLA's CPU backend is slow on the three-dimensional ones
   that a weight's gradient would need.
   """
-  d, experts, rank = a.shape
+  del slots  # there are no buffers
+  d, n, rank = experts.a.shape
   tokens = x.reshape(-1, d)
-  z = tokens @ a.reshape(d, experts * rank).astype(x.dtype)
-  if routing is None:
-    z = z * jnp.asarray(scale, z.dtype)
-  else:
-    weights = (scale * routing.weights).reshape(-1, experts, 1)
-    z = z.reshape(-1, experts, rank) * weights.astype(z.dtype)
-    z = z.reshape(-1, experts * rank)
-  y = z @ b.reshape(experts * rank, -1).astype(x.dtype)
+  z = experts.act(tokens @ experts.a.reshape(d, n * rank).astype(x.dtype))
+  z = z.reshape(-1, n, rank)
+  gate = jnp.asarray(experts.gate)
+  if weights is not None:
+    gate = gate * weights.reshape(-1, n, 1)
+  z = (z * gate.astype(z.dtype)).reshape(-1, n * rank)
+  y = z @ experts.b.reshape(n * rank, -1).astype(x.dtype)
   return y.reshape(*x.shape[:-1], -1)
 
 
 def dispatch(
   x: Float[Array, "batch length d"],
-  a: Float[Array, "d experts rank"],
-  b: Float[Array, "experts rank f"],
+  experts: Experts,
   *,
-  routing: Routing,
-  scale: float,
+  weights: Float[Array, "batch length experts"],
+  slots: int,
 ) -> Float[Array, "batch length f"]:
-  """The mixture by fixed-capacity dispatch and combine tensors."""
-  routed = routing.weights > 0
+  """The mixture by fixed-capacity dispatch and combine tensors.
+
+  `slots` is the most tokens of one row that any expert can be given.
+  """
+  # Or the routing itself would be done in parts, where the experts are.
+  weights = sharding.constrain(weights, "batch", "length", None)
+  routed = weights > 0
   slot = jnp.cumsum(routed, axis=1) - 1
-  places = jax.nn.one_hot(
-    jnp.where(routed, slot, -1), routing.slots, dtype=x.dtype
-  )
-  weights = (scale * routing.weights).astype(x.dtype)
-  combine = places * weights[..., None]
+  places = jax.nn.one_hot(jnp.where(routed, slot, -1), slots, dtype=x.dtype)
+  combine = places * weights.astype(x.dtype)[..., None]
+  # Filled where the rows are, worked on where the experts are.
+  words = ("experts", "batch", ..., ...)
   buffers = jnp.einsum("btes,btd->ebsd", places, x)
-  z = jnp.einsum("ebsd,der->ebsr", buffers, a.astype(x.dtype))
-  y = jnp.einsum("ebsr,erf->ebsf", z, b.astype(x.dtype))
+  buffers = sharding.constrain(buffers, *words)
+  buffers = sharding.constrain(buffers, *words, first="experts")
+  z = jnp.einsum("ebsd,der->ebsr", buffers, experts.a.astype(x.dtype))
+  gate = jnp.asarray(experts.gate).astype(x.dtype)
+  z = experts.act(z) * (gate[:, None, None] if gate.ndim else gate)
+  y = jnp.einsum("ebsr,erf->ebsf", z, experts.b.astype(x.dtype))
+  y = sharding.constrain(y, *words, first="experts")
+  y = sharding.constrain(y, *words)
   return jnp.einsum("btes,ebsf->btf", combine, y)
 
 

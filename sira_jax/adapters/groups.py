@@ -18,6 +18,8 @@ from sira_jax import ambient
 
 # One matmul with a triangle of this size costs less than a scan's many steps.
 _BLOCK = 128
+# Means decide who goes where: accelerators would round their float32 operands.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,40 @@ class Groups:
     earlier = _rows(ends, first)
     return running - earlier, _rows(ends, end) - earlier
 
-  def mean(self, values: Float[Array, "batch length"]) -> Float[Array, ""]:
+  def mean(self, values: Float[Array, "batch length *n"]) -> Float[Array, "*n"]:
     """The mean over examples of the mean over an example's real tokens."""
     share = self.real / jnp.maximum(self.tokens, 1)
-    return (share * values).sum() / jnp.maximum(share.sum(), 1e-9)
+    total = jnp.tensordot(share, values, axes=2, precision=_EXACT)
+    return total / jnp.maximum(share.sum(), 1e-9)
+
+  def example_mean(
+    self, values: Float[Array, "batch length d"]
+  ) -> Float[Array, "batch #length d"]:
+    """The mean over the real tokens of each token's own example."""
+    share = self.real / jnp.maximum(self.tokens, 1)
+    if self.bounds is None:
+      return jnp.einsum("bl,bld->bd", share, values, precision=_EXACT)[:, None]
+    first, end = (bound[..., None] for bound in self.bounds)
+    position = jnp.arange(values.shape[1])
+    own = (first <= position) & (position < end)
+    return jnp.einsum("bij,bj,bjd->bid", own, share, values, precision=_EXACT)
+
+  def first(
+    self, values: Bool[Array, "batch length n"]
+  ) -> Bool[Array, "batch #length n"]:
+    """The values of the first token of each token's example."""
+    if self.bounds is None:
+      return values[:, :1]
+    return _rows(values, self.bounds[0])
+
+  def order(
+    self, keys: Float[Array, "batch length"]
+  ) -> Int[Array, "batch length"]:
+    """Positions that sort each example's tokens by key, stably, in place."""
+    keys = jnp.where(self.real, jax.lax.stop_gradient(keys), jnp.inf)
+    if self.bounds is None:
+      return jnp.argsort(keys, axis=1, stable=True)
+    return jnp.lexsort((keys, self.bounds[0]), axis=1)
 
 
 def of_batch(batch: int, length: int) -> Groups:

@@ -5,7 +5,6 @@ Legend: batch, length, d (features of a token), experts.
 """
 
 import dataclasses
-import fractions
 import functools
 import math
 
@@ -13,11 +12,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-import numpy as np
 
-from sira_jax import ambient
+from sira_jax import ambient, sharding
+from sira_jax.adapters import capacity as capacity_lib
+from sira_jax.adapters import draws, top_k
 from sira_jax.adapters import groups as groups_lib
-from sira_jax.adapters.variables import AdapterParam
+from sira_jax.adapters.variables import AdapterConstant, AdapterParam
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +27,7 @@ class RoutingStats:
 
   Attributes:
     balance_loss: its balance loss, mean over examples; 1 when uniform.
-    penalty: the balance loss times the layer's coefficient.
+    penalty: the balance loss and the z-loss, each times its coefficient.
     load: tokens each expert served in each row, after capacity.
     dropped: expert choices of each row that exceeded a capacity.
     chosen: expert choices of each row, the dropped ones included.
@@ -65,44 +65,93 @@ class Routing:
   stats: RoutingStats
 
 
+LEVELS = ("token", "example")
+
+
 @dataclasses.dataclass(frozen=True)
 class TopK:
-  """Settings of a trained top-k router, as in SiRA.
+  """Settings of a router that sends each token to k experts.
 
       p = softmax(x W_r)              q = dropout(p), per token and expert
       weights = q where q is among the token's k largest, is not dropped, and
                 the expert is not yet full for this example; else 0
 
-  An example offers each expert `ceil(capacity_factor * k * tokens / experts)`
-  places, or `capacity` places; first choices are served before second ones,
-  each from left to right. A token over capacity keeps the frozen path alone.
-  Capacity and dropout act in training only.
+  k = experts makes the mixture dense. An example offers each expert
+  `ceil(capacity_factor * k * tokens / experts)` places, or `capacity` places.
+  A token over capacity keeps the frozen path alone. Capacity and dropout act
+  in training only.
 
   Source: Zhu et al. 2023 (SiRA, arXiv 2311.09179) for top-k, capacity per
   example and expert dropout; the balance loss and the order of service are
-  GShard's (Lepikhin et al. 2020). The weights are not renormalised after the
-  cut.
+  GShard's (Lepikhin et al. 2020), the z-loss is ST-MoE's (Zoph et al. 2022),
+  the frozen router and the growing k are SMoE-Dropout's (Chen et al. 2023).
 
   Attributes:
     k: experts a token is sent to.
+    first_k: where k grows during training: its first value. Linearly, to k.
+    renormalise: divide the weights of a token by the sum of those it chose,
+      which is a softmax over the chosen logits.
+    level: "token", or "example": all tokens of an example go where their mean
+      goes. Such a router needs whole examples: decoding token by token is
+      refused, and a causal model would see its future.
     capacity_factor: 1 gives just the places of a uniform load; None: no limit.
     capacity: an absolute number of places instead of a factor.
+    priority: whom a full expert turns away; see `capacity.serve`.
     expert_dropout: rate at which a probability is zeroed, before the top-k;
       the others are scaled by 1 / (1 - rate).
     balance_coefficient: weight of the balance loss in the training loss.
+    balance_served: count for the balance loss what experts served, instead of
+      what was chosen before capacity.
+    z_coefficient: weight of the z-loss, mean of logsumexp(logits)**2.
+    trained: False for a router that stays as it was initialised.
+    shared: one router for all layers of a block that read the same input.
     init_std: standard deviation of the router's normal init.
   """
 
   k: int
+  first_k: int | None = None
+  renormalise: bool = False
+  level: str = "token"
   capacity_factor: float | None = None
   capacity: int | None = None
+  priority: str = "choice"
   expert_dropout: float = 0.0
   balance_coefficient: float = 0.0
+  balance_served: bool = False
+  z_coefficient: float = 0.0
+  trained: bool = True
+  shared: bool = False
   init_std: float = 0.02
 
   def __post_init__(self):
     if self.k < 1:
       raise ValueError(f"k must be at least 1, got {self.k}.")
+    if self.first_k is not None and not 1 <= self.first_k <= self.k:
+      raise ValueError(
+        f"first_k must be from 1 to k = {self.k} (None for a constant k), got"
+        f" {self.first_k}."
+      )
+    for name, known in (
+      ("level", LEVELS),
+      ("priority", capacity_lib.PRIORITIES),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"Unknown {name} {getattr(self, name)!r}; there are"
+          f" {', '.join(known)}."
+        )
+    if not 0 <= self.expert_dropout < 1:
+      raise ValueError(
+        f"expert_dropout must be in [0, 1), got {self.expert_dropout}."
+      )
+    self._check_capacity()
+
+  @property
+  def limited(self) -> bool:
+    """Whether experts have a limited number of places."""
+    return self.capacity_factor is not None or self.capacity is not None
+
+  def _check_capacity(self):
     if self.capacity_factor is not None and self.capacity is not None:
       raise ValueError(
         f"Give capacity_factor ({self.capacity_factor}) or capacity"
@@ -118,9 +167,10 @@ class TopK:
       raise ValueError(
         f"capacity must be at least 1 (None for no limit), got {self.capacity}."
       )
-    if not 0 <= self.expert_dropout < 1:
+    if self.limited and (self.first_k is not None or self.level == "example"):
       raise ValueError(
-        f"expert_dropout must be in [0, 1), got {self.expert_dropout}."
+        "A capacity limit is for a constant k and routing by token; got"
+        f" first_k={self.first_k}, level={self.level!r}."
       )
 
 
@@ -128,14 +178,23 @@ class Router(nnx.Module):
   """A linear router of float32 with no bias: x -> `Routing`."""
 
   def __init__(
-    self, d: int, experts: int, settings: TopK, *, key: jax.Array, seed: int
+    self,
+    d: int,
+    experts: int,
+    settings: TopK,
+    *,
+    key: jax.Array,
+    seed: int,
+    axis: str | None = None,
   ):
     if settings.k > experts:
       raise ValueError(
         f"k = {settings.k} exceeds the number of experts, {experts}."
       )
-    self.kernel = AdapterParam(
-      settings.init_std * jax.random.normal(key, (d, experts), jnp.float32)
+    kind = AdapterParam if settings.trained else AdapterConstant
+    self.kernel = kind(
+      settings.init_std * jax.random.normal(key, (d, experts), jnp.float32),
+      axes=(axis, "experts"),
     )
     self.settings = settings
     self.seed = seed
@@ -145,24 +204,40 @@ class Router(nnx.Module):
     """Routes each token of x.
 
     Raises:
-      ValueError: training with expert dropout and no `ambient.DROPOUT_KEY`.
+      ValueError: training with expert dropout and no `ambient.DROPOUT_KEY`, or
+        with a growing k and no `ambient.PROGRESS`; routing by example where
+        the examples are not whole.
     """
+    settings, groups = self.settings, groups_lib.of_batch(*x.shape[:2])
+    by_example = settings.level == "example"
+    tokens = x.astype(jnp.float32)
+    if by_example:
+      if ambient.DECODING.get():
+        raise ValueError(
+          'level="example" routes by the mean of a whole example, and decoding'
+          ' sees it token by token: use level="token".'
+        )
+      tokens = groups.example_mean(tokens)
     # Accelerators would round float32 operands by default.
     logits = jnp.matmul(
-      x.reshape(-1, x.shape[-1]).astype(jnp.float32),
+      tokens.reshape(-1, tokens.shape[-1]),
       self.kernel[...],
       precision=jax.lax.Precision.HIGHEST,
-    ).reshape(*x.shape[:-1], -1)
-    settings, keep = self.settings, None
+    ).reshape(*tokens.shape[:-1], -1)
+    logits = jnp.broadcast_to(logits, (*x.shape[:-1], logits.shape[-1]))
+    # Whole for each token, who compares all experts, wherever these live.
+    logits = sharding.constrain(logits, "batch", "length", None)
+    k, keep = settings.k, None
     if self.deterministic:
       settings = dataclasses.replace(
         settings, capacity_factor=None, capacity=None, expert_dropout=0.0
       )
-    elif settings.expert_dropout:
-      keep = _keep(logits.shape, settings.expert_dropout, self.seed)
-    return route(
-      logits, settings, groups=groups_lib.of_batch(*x.shape[:2]), keep=keep
-    )
+    else:
+      k = _grown(settings)
+      if settings.expert_dropout:
+        keep = draws.keep(logits.shape, settings.expert_dropout, self.seed)
+        keep = groups.first(keep) if by_example else keep
+    return route(logits, settings, groups=groups, keep=keep, k=k)
 
 
 def route(
@@ -170,7 +245,8 @@ def route(
   settings: TopK,
   *,
   groups: groups_lib.Groups,
-  keep: Bool[Array, "batch length experts"] | None = None,
+  keep: Bool[Array, "batch #length experts"] | None = None,
+  k: int | Int[Array, ""] | None = None,
 ) -> Routing:
   """The routing that `TopK` describes, of router logits.
 
@@ -179,8 +255,10 @@ def route(
     settings: see `TopK`.
     groups: the examples of the batch.
     keep: the expert dropout's mask; None drops nothing.
+    k: instead of the settings' where it grows; may be traced.
   """
   length, experts = logits.shape[1:]
+  k = settings.k if k is None else k
   p = jax.nn.softmax(logits, axis=-1)
   q = p
   if keep is not None:
@@ -188,70 +266,40 @@ def route(
     # mask's hash, again in each consumer, and divisions once.
     q = p / jnp.where(keep, 1.0 - settings.expert_dropout, jnp.inf)
   eligible = (q > 0) & groups.real[..., None]
-  choices = [choice & eligible for choice in choose(q, settings.k)]
-  before, total = groups.counts(jnp.concatenate(choices, axis=-1))
-  before, total = (jnp.split(x, settings.k, axis=-1) for x in (before, total))
-  limits, slots = places(settings, length, experts), length
-  served = chosen = functools.reduce(jnp.logical_or, choices)
-  if limits is not None:
+  limits, slots = _places(settings, length, experts), length
+  if limits is None:
+    served = chosen = top_k.mask(q, k) & eligible
+    total = groups.counts(chosen)[1]
+  else:
     limit = jnp.asarray(limits)[groups.tokens.astype(jnp.int32)][..., None]
-    served = _serve(choices, before, total, limit)
+    chosen, served, total = capacity_lib.serve(
+      q,
+      k,
+      eligible=eligible,
+      limit=limit,
+      groups=groups,
+      priority=settings.priority,
+    )
     if groups.bounds is None:
       slots = min(length, int(limits[-1]))
-  report = _stats(logits, chosen, served, groups)
-  balance = balance_loss(q, sum(total), groups=groups, k=settings.k)
-  stats = RoutingStats(
-    balance_loss=balance,
-    penalty=settings.balance_coefficient * balance,
-    **report,
-  )
-  return Routing(jnp.where(served, q, 0.0), slots, stats)
-
-
-def choose(
-  q: Float[Array, "batch length experts"], k: int
-) -> list[Bool[Array, "batch length experts"]]:
-  """k masks: the j-th marks each token's j-th most probable expert.
-
-  Exact and without a sort: non-negative floats order as their bits do, and the
-  expert's index in the lowest bits makes every key of a token unique. Values
-  that agree in all but those bits tie, and ties go to the lower index.
-  """
-  keys = sort_keys(q)
-  masks, best = [], None
-  for _ in range(k):
-    left = keys if best is None else jnp.where(keys < best, keys, -1)
-    best = left.max(axis=-1, keepdims=True)
-    masks.append(keys == best)
-  return masks
-
-
-def sort_keys(
-  q: Float[Array, "batch length experts"],
-) -> Int[Array, "batch length experts"]:
-  """Unique integers that order as q does, ties to the lower expert."""
-  experts = q.shape[-1]
-  low = (1 << max(1, (experts - 1).bit_length())) - 1
-  bits = jax.lax.bitcast_convert_type(
-    jax.lax.stop_gradient(q).astype(jnp.float32), jnp.int32
-  )
-  return (bits & ~low) | (experts - 1 - jnp.arange(experts, dtype=jnp.int32))
-
-
-@functools.lru_cache(maxsize=64)
-def places(settings: TopK, length: int, experts: int) -> np.ndarray | None:
-  """The places of each expert for examples of 0 .. length tokens, exactly.
-
-  None where nothing is limited. The factor is taken as the decimal number that
-  was written, so that 1.1 * 10 is 11 and its ceiling is no 12.
-  """
-  if settings.capacity is not None:
-    return np.full(length + 1, settings.capacity, np.int32)
-  if settings.capacity_factor is None:
-    return None
-  share = fractions.Fraction(str(settings.capacity_factor))
-  share *= fractions.Fraction(settings.k, experts)
-  return np.array([math.ceil(share * n) for n in range(length + 1)], np.int32)
+  weights = jnp.where(served, q, 0.0)
+  if settings.renormalise:
+    # A token may have lost all its experts to dropout.
+    sums = jnp.where(chosen, q, 0.0).sum(axis=-1, keepdims=True)
+    weights = weights / jnp.where(sums > 0, sums, 1.0)
+  if settings.balance_served:
+    total = groups.counts(served)[1]
+  if settings.level == "example":
+    balance = _balance_of_examples(q, chosen, groups=groups, k=k)
+  else:
+    balance = balance_loss(q, total, groups=groups, k=k)
+  stats = _stats(logits, chosen, served, groups)
+  penalty = settings.balance_coefficient * balance
+  if settings.z_coefficient:
+    z = jax.nn.logsumexp(logits, axis=-1)
+    penalty += settings.z_coefficient * groups.mean(jnp.square(z))
+  stats = RoutingStats(balance_loss=balance, penalty=penalty, **stats)
+  return Routing(weights, slots, stats)
 
 
 def balance_loss(
@@ -259,7 +307,7 @@ def balance_loss(
   choices: Float[Array, "batch #length experts"],
   *,
   groups: groups_lib.Groups,
-  k: int,
+  k: int | Int[Array, ""],
 ) -> Float[Array, ""]:
   """experts / k * sum_e (c_e / S) m_e, mean over examples: 1 when uniform.
 
@@ -281,42 +329,35 @@ def balance_loss(
   return groups.mean(values)
 
 
-def _serve(choices, before, total, limit):
-  """The choices within capacity: first choices first, then left to right."""
-  served, taken = jnp.zeros_like(choices[0]), 0
-  for choice, earlier, all_of_it in zip(choices, before, total, strict=True):
-    served |= choice & (taken + earlier < limit)
-    taken = taken + all_of_it
-  return served
+def _balance_of_examples(q, chosen, *, groups, k):
+  """The balance loss over the batch's examples, each of which counts once."""
+  share = jax.lax.stop_gradient(groups.mean(chosen.astype(jnp.float32)))
+  return (q.shape[-1] / k) * (share * groups.mean(q)).sum()
 
 
-def _keep(shape, rate, seed):
-  """A dropout mask from the step's key, the layer's seed and the position.
-
-  A hash (two rounds of MurmurHash3's finalizer) instead of a threefry draw:
-  masks over [tokens, experts] at every adapted layer would otherwise be a
-  noticeable part of the step, and most of its compilation.
-  """
-  key = ambient.DROPOUT_KEY.get()
-  if key is None:
-    raise ValueError(
-      f"expert_dropout={rate} needs a key in training: enter"
-      " ambient.DROPOUT_KEY(key) around the forward pass, or call model.eval()."
-    )
-  words = jax.random.key_data(key).reshape(-1)
-  strides = np.cumprod([1, *shape[:0:-1]])[::-1].astype(np.uint32)
-  index = sum(
-    jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    for axis, stride in enumerate(strides)
+def _places(settings, length, experts):
+  return capacity_lib.places(
+    length,
+    experts,
+    settings.k,
+    capacity=settings.capacity,
+    capacity_factor=settings.capacity_factor,
   )
-  bits = _mix(_mix(index + words[0]) ^ (words[-1] + np.uint32(seed)))
-  return bits >= np.uint32(round(rate * 2**32))
 
 
-def _mix(bits):
-  bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
-  bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
-  return bits ^ (bits >> 16)
+def _grown(settings):
+  """k at this point of the run: round(first + (last - first) * progress)."""
+  if settings.first_k is None:
+    return settings.k
+  progress = ambient.PROGRESS.get()
+  if progress is None:
+    raise ValueError(
+      f"k grows from {settings.first_k} to {settings.k} during training:"
+      " enter ambient.PROGRESS(fraction of the run) around the forward pass, or"
+      " call model.eval()."
+    )
+  grown = settings.first_k + (settings.k - settings.first_k) * progress
+  return jnp.round(grown).astype(jnp.int32)
 
 
 def _stats(logits, chosen, served, groups):

@@ -8,13 +8,43 @@ attributes and `isinstance` answers stay, and one attribute, `adapter`, joins.
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import math
 import re
+from typing import Protocol
 import zlib
 
 from flax import nnx
 import jax
 
-from sira_jax.adapters.adapter import Adapter, AdapterFactory
+from sira_jax import sharding
+from sira_jax.adapters import adamix, rescaling, tuning
+from sira_jax.adapters import adapter as adapter_lib
+from sira_jax.adapters.variables import Axes, BaseParam
+
+Adapter = adapter_lib.Adapter | adamix.AdaMix | rescaling.Rescaling
+
+
+class Factory(Protocol):
+  """What a method returns: makes adapters, and tells what they are and cost."""
+
+  method: str
+
+  def parameters(self, d: int, f: int) -> int:
+    """How many numbers the adapter of a d -> f layer trains."""
+
+  def active(self, d: int, f: int) -> int:
+    """How many numbers of the adapter one token uses."""
+
+  def flops(self, d: int, f: int) -> int:
+    """Of the adapter's matmuls in a token's forward pass."""
+
+  def describe(self) -> str:
+    """In a few words, for a run's reader."""
+
+  def make(
+    self, d: int, f: int, *, key: jax.Array, seed: int, axes: Axes
+  ) -> Adapter:
+    """The adapter of a d -> f layer whose dimensions have these words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,22 +58,25 @@ class Rule:
   """
 
   path: str
-  factory: AdapterFactory
+  factory: Factory | tuning.FullFactory
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """A layer that was adapted: its path, sizes d -> f, and settings."""
+  """A layer that was adapted, or a module that full fine-tuning frees.
+
+  Attributes:
+    path: in the model.
+    shape: (d, f) of a layer; of a freed module, of its largest parameter.
+    factory: the settings.
+    parameters: how many numbers are trained there; a router that several
+      layers share counts at the first of them.
+  """
 
   path: str
-  d: int
-  f: int
-  factory: AdapterFactory
-
-  @property
-  def parameters(self) -> int:
-    """How many numbers its adapter trains."""
-    return self.factory.parameters(self.d, self.f)
+  shape: tuple[int, ...]
+  factory: Factory | tuning.FullFactory
+  parameters: int
 
 
 class Adapted(nnx.Linear):
@@ -54,7 +87,7 @@ class Adapted(nnx.Linear):
   def __call__(self, inputs, *args, **kwargs):
     """x W0 (+ bias) + the adapter's term, in the frozen output's dtype."""
     y = super().__call__(inputs, *args, **kwargs)
-    return y + self.adapter(inputs).astype(y.dtype)
+    return y + self.adapter(inputs, y).astype(y.dtype)
 
 
 def adapt(
@@ -63,78 +96,178 @@ def adapt(
   """Adapts, in place, each `nnx.Linear` of `model` that a rule matches.
 
   The first rule that matches a layer decides. What a layer's adapter starts
-  from depends on `rngs` and the layer's path alone. The model's output is
-  unchanged until the adapters are trained.
+  from depends on `rngs` and the layer's path alone (of several paths to one
+  layer, the first). The model's output is unchanged until the adapters are
+  trained.
+
+  A rule of full fine-tuning matches any module that holds parameters, and
+  makes them trainable.
 
   Returns:
     The adapted sites, in the model's order.
 
   Raises:
     ValueError: no rules; a rule that decides no layer; a rule that matches a
-      layer with a kernel that is no plain `nnx.Linear`, or one adapted before.
-      Nothing is changed then.
+      layer with a kernel that is no plain `nnx.Linear`, or one adapted before;
+      a router to be shared, in a model that does not say which layers read the
+      same input. Nothing is changed then.
   """
   if not rules:
     raise ValueError("adapt needs at least one Rule.")
-  linears, others = _layers(model)
+  owners, layers = _owners(model), linears(model)
   for rule in rules:
-    _check(rule, linears, others)
-  sites, used = {}, set()
-  for path, layer in linears.items():
-    rule = next((r for r in rules if re.fullmatch(r.path, path)), None)
-    if rule is None or id(layer) in sites:
-      continue
-    used.add(rule)
-    site = Site(path, layer.in_features, layer.out_features, rule.factory)
-    sites[id(layer)] = site
+    _check(rule, layers, owners)
+  chosen, used = {}, set()
+  for path, module in owners.items():
+    rule = next((r for r in rules if _decides(r, path, module)), None)
+    if rule is not None and id(module) not in chosen:
+      used.add(rule)
+      chosen[id(module)] = rule.factory
   unused = [rule.path for rule in rules if rule not in used]
   if unused:
     raise ValueError(
       f"The rules {unused} decide no layer: rules before them match all that"
       " they match. Put the more specific rule first."
     )
-  key = rngs.params()
-  for site in sites.values():
-    _graft(linears[site.path], site, key)
-  return tuple(sites.values())
+  sharing = _sharing(model, chosen)
+  grafts = []
+  for path, module in list(nnx.iter_modules(model)):
+    if id(module) not in chosen:
+      continue
+    factory = chosen[id(module)]
+    if _is_full(factory):
+      tuning.free(module)
+    else:
+      grafts.append((_name(path), module, factory))
+  _graft(grafts, rngs.params())
+  for first, *others in sharing:
+    for other in others:
+      other.adapter.router = first.adapter.router
+  return sites(model)
+
+
+def linears(model: nnx.Module) -> dict[str, nnx.Linear]:
+  """Path -> layer of each `nnx.Linear`, adapted or not, in the model's order.
+
+  A layer of several paths is there by each of them.
+  """
+  return {p: m for p, m in _owners(model).items() if _is_linear(m)}
+
+
+def sites(model: nnx.Module) -> tuple[Site, ...]:
+  """The sites of an adapted model, in its order."""
+  found, routers = [], set()
+  for path, module in nnx.iter_modules(model):
+    if isinstance(module, Adapted):
+      shape = (module.in_features, module.out_features)
+      parameters = module.adapter.factory.parameters(*shape)
+      router = getattr(module.adapter, "router", None)
+      if id(router) in routers and router.settings.trained:
+        parameters -= router.kernel.size
+      if router is not None:
+        routers.add(id(router))
+      factory = module.adapter.factory
+    else:
+      freed = tuning.owned(module, BaseParam).values()
+      if not freed:
+        continue
+      shape = max((leaf.shape for leaf in freed), key=math.prod)
+      parameters = sum(leaf.size for leaf in freed)
+      factory = tuning.FullFactory("full")
+    found.append(Site(_name(path), shape, factory, parameters))
+  return tuple(found)
 
 
 def merge(model: nnx.Module) -> None:
-  """Adds each adapter's weight to its layer and removes the adapter, in place.
+  """Makes each adapter part of its layer and removes it, in place.
+
+  Weights that full fine-tuning freed are frozen again.
 
   Raises:
     ValueError: an adapter whose term no single weight equals, named with its
       path (nothing is changed then); or a model without adapters.
   """
-  sites = [
-    (_name(path), module)
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, Adapted)
-  ]
-  if not sites:
+  modules = [(_name(path), module) for path, module in nnx.iter_modules(model)]
+  adapted = [(path, m) for path, m in modules if isinstance(m, Adapted)]
+  freed = [m for _, m in modules if tuning.owned(m, BaseParam)]
+  if not adapted and not freed:
     raise ValueError("The model has no adapters to merge.")
-  deltas = []
-  for path, layer in sites:
+  merged = []
+  for path, layer in adapted:
+    bias = None if layer.bias is None else layer.bias[...]
     try:
-      deltas.append(layer.adapter.delta())
+      merged.append(layer.adapter.merged(layer.kernel[...], bias))
     except ValueError as error:
       raise ValueError(f"{path}: {error}") from None
-  for (_, layer), delta in zip(sites, deltas, strict=True):
-    kernel = layer.kernel[...]
-    layer.kernel[...] = (kernel + delta).astype(kernel.dtype)
-    del layer.adapter
-    layer.__class__ = nnx.Linear
+  for (_, layer), (kernel, bias) in zip(adapted, merged, strict=True):
+    layer.kernel[...] = kernel
+    if bias is not None:
+      layer.bias[...] = bias
+    remove(layer)
+  for module in freed:
+    tuning.freeze(module)
 
 
-def _layers(model):
-  """(path -> Linear, path -> other layer with a kernel), all paths of each."""
-  linears, others = {}, {}
-  for path, module in _modules(model):
-    if type(module) in (nnx.Linear, Adapted):
-      linears[_name(path)] = module
-    elif hasattr(module, "kernel"):
-      others[_name(path)] = module
-  return linears, others
+def remove(layer: Adapted) -> None:
+  """Takes a layer's adapter away; the frozen layer is what it was."""
+  del layer.adapter
+  layer.__class__ = nnx.Linear
+
+
+def _owners(model):
+  """path -> module that holds parameters itself, by all paths of each."""
+  return {
+    _name(path): module
+    for path, module in _modules(model)
+    if isinstance(module, Adapted)
+    or tuning.owned(module)
+    or tuning.owned(module, BaseParam)
+  }
+
+
+def _is_linear(module):
+  return type(module) in (nnx.Linear, Adapted)
+
+
+def _is_full(factory):
+  return isinstance(factory, tuning.FullFactory)
+
+
+def _decides(rule, path, module):
+  fits = _is_full(rule.factory) or _is_linear(module)
+  return fits and re.fullmatch(rule.path, path)
+
+
+def _sharing(model, chosen):
+  """Lists of layers that will share a router: the first one's.
+
+  A module says in `SAME_INPUT` which of its layers read the same input.
+  """
+  wanted = {
+    key: (factory.router, factory.experts)
+    for key, factory in chosen.items()
+    if getattr(factory, "router", None) and factory.router.shared
+  }
+  if not wanted:
+    return []
+  declared = [
+    [getattr(module, name) for name in module.SAME_INPUT]
+    for _, module in nnx.iter_modules(model)
+    if hasattr(module, "SAME_INPUT")
+  ]
+  if not declared:
+    raise ValueError(
+      "A router is to be shared by layers that read the same input, but no"
+      " module of the model names such layers (SAME_INPUT = (names)): say"
+      " shared_router=False."
+    )
+  groups = {}
+  for number, layers in enumerate(declared):
+    for layer in layers:
+      if id(layer) in wanted:
+        group = groups.setdefault((number, wanted[id(layer)]), [])
+        group.append(layer)
+  return groups.values()
 
 
 def _modules(model):
@@ -159,43 +292,62 @@ def _modules(model):
       yield name, module
 
 
-def _check(rule, linears, others):
+def _check(rule, linears, owners):
   try:
     pattern = re.compile(rule.path)
   except re.error as error:
     raise ValueError(f"The rule {rule.path!r} is no regex: {error}.") from None
-  matched = [path for path in linears if pattern.fullmatch(path)]
-  adapted = [path for path in matched if isinstance(linears[path], Adapted)]
-  if adapted:
+  full = _is_full(rule.factory)
+  layers = owners if full else linears
+  matched = [path for path in layers if pattern.fullmatch(path)]
+  before = [p for p in matched if _adapted_before(layers[p])]
+  if before:
     raise ValueError(
-      f"The rule {rule.path!r} matches {adapted[0]!r}, which has an adapter"
+      f"The rule {rule.path!r} matches {before[0]!r}, which has an adapter"
       " already: adapt once, with all rules, or merge first."
     )
-  refused = [path for path in others if pattern.fullmatch(path)]
+  refused = [
+    path
+    for path, module in owners.items()
+    if path not in layers and hasattr(module, "kernel")
+    if pattern.fullmatch(path)
+  ]
   if refused:
-    kind = type(others[refused[0]]).__name__
+    kind = type(owners[refused[0]]).__name__
     raise ValueError(
       f"The rule {rule.path!r} matches {refused[0]!r}, a {kind}; only plain"
       " nnx.Linear layers can be adapted. Narrow the rule."
     )
   if not matched:
-    near = difflib.get_close_matches(rule.path, linears, n=3, cutoff=0.0)
+    near = difflib.get_close_matches(rule.path, layers, n=3, cutoff=0.0)
+    kind = "modules with parameters" if full else "linear layers"
     raise ValueError(
       f"The rule {rule.path!r} matches no layer. It must match a whole path;"
-      f" the nearest of the model's {len(linears)} linear layers are {near}."
+      f" the nearest of the model's {len(layers)} {kind} are {near}."
     )
 
 
-def _graft(layer, site, key):
-  seed = zlib.crc32(site.path.encode())
-  layer.adapter = Adapter(
-    site.d,
-    site.f,
-    factory=site.factory,
-    key=jax.random.fold_in(key, seed),
-    seed=seed,
-  )
-  layer.__class__ = Adapted
+def _adapted_before(module):
+  return isinstance(module, Adapted) or tuning.owned(module, BaseParam)
+
+
+def _graft(grafts, key):
+  """Gives each layer of `(path, layer, factory)` its adapter."""
+
+  def make(path, layer, factory, key):
+    seed = zlib.crc32(path.encode())
+    return factory.make(
+      layer.in_features,
+      layer.out_features,
+      key=jax.random.fold_in(key, seed),
+      seed=seed,
+      axes=layer.kernel.get_metadata().get("axes", (None, None)),
+    )
+
+  made = sharding.born(lambda key: [make(*graft, key) for graft in grafts], key)
+  for (_, layer, _), adapter in zip(grafts, made, strict=True):
+    layer.adapter = adapter
+    layer.__class__ = Adapted
 
 
 def _name(path):

@@ -7,6 +7,10 @@ is a type of its own, never a name pattern.
 
 from flax import nnx
 
+# The words of a layer's d and f (see `sharding.RULES`), which the dimensions
+# of its adapter take over; None where the model does not say.
+Axes = tuple[str | None, str | None]
+
 
 class Trainable(nnx.Variable):
   """What a training step differentiates and an optimizer keeps state for."""
@@ -14,6 +18,14 @@ class Trainable(nnx.Variable):
 
 class AdapterParam(Trainable):
   """A trained array of an adapter: A, B or a router."""
+
+
+class GateParam(AdapterParam):
+  """SoRA's gate over ranks: trained by proximal steps, never decayed."""
+
+
+class BaseParam(Trainable):
+  """A weight of the base model that full fine-tuning trains."""
 
 
 class AdapterConstant(nnx.Variable):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy that computes logits only where there is a target."""
+"""Losses that compute logits only where there is a target."""
 
 from collections.abc import Callable
 import functools
@@ -61,26 +61,100 @@ def cross_entropy_at_targets(
     weights: zero where there is no target.
     chunk: positions of each row to take at a time.
   """
+  loss = functools.partial(cross_entropy, logits)
+  return _at_targets(loss, (hidden,), chunk, targets=targets, weights=weights)
 
-  def forward(hidden):
-    return _walk(logits, hidden, targets, weights, chunk)
+
+def consistency(
+  logits: Logits,
+  hidden_a: Float[Array, "batch length d"],
+  hidden_b: Float[Array, "batch length d"],
+  *,
+  weights: Float[Array, "batch length"],
+) -> Float[Array, ""]:
+  """How far two passes disagree: a weighted sum over positions of
+
+      1/2 [ KL(sg(p_b) || p_a) + KL(sg(p_a) || p_b) ]
+
+  p = softmax(logits), in float32; sg stops the gradient, so that each pass is
+  drawn to what the other says.
+  Computes every logit, twice [batch length vocabulary] of them.
+
+  Source: AdaMix, Wang et al. 2022 (arXiv 2205.12410); the stopped gradients
+  are those of the authors' code.
+
+  Args:
+    logits: the model's last layer.
+    hidden_a: what it takes, of one pass.
+    hidden_b: of the other.
+    weights: zero where there is no target.
+  """
+  log_a, log_b = (
+    jax.nn.log_softmax(logits(hidden).astype(jnp.float32))
+    for hidden in (hidden_a, hidden_b)
+  )
+
+  def divergence(log_p, log_q):
+    log_p = jax.lax.stop_gradient(log_p)
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+  both = divergence(log_b, log_a) + divergence(log_a, log_b)
+  return (both * weights).sum() / 2
+
+
+def consistency_at_targets(
+  logits: Logits,
+  hidden_a: Float[Array, "batch length d"],
+  hidden_b: Float[Array, "batch length d"],
+  *,
+  weights: Float[Array, "batch length"],
+  chunk: int = 16,
+) -> Float[Array, ""]:
+  """`consistency` at the targets alone, for a last layer that is frozen.
+
+  What `cross_entropy_at_targets` is to `cross_entropy`, with as many logits of
+  each pass at a time. Only the two hiddens have a gradient.
+
+  Args:
+    logits: the model's last layer.
+    hidden_a: what it takes, of one pass.
+    hidden_b: of the other.
+    weights: zero where there is no target.
+    chunk: positions of each row to take at a time.
+  """
+
+  def loss(hidden_a, hidden_b, weights):
+    return consistency(logits, hidden_a, hidden_b, weights=weights), ()
+
+  total, _ = _at_targets(loss, (hidden_a, hidden_b), chunk, weights=weights)
+  return total
+
+
+def _at_targets(loss, hiddens, chunk, **given):
+  """The sums of `loss(*hiddens, **given)`, from the chunks with a target.
+
+  The first of the sums has a slope, in `hiddens`; what is `given` has none.
+  """
+
+  def forward(hiddens):
+    return _walk(loss, hiddens, given, chunk)
 
   @jax.custom_vjp
-  def sums(hidden):
-    return forward(hidden)[0]
+  def sums(hiddens):
+    return forward(hiddens)[0]
 
-  def backward(gradient, slopes):
-    # The second sum counts right guesses and has no slope.
-    return ((slopes[0] * gradient).astype(gradient.dtype),)
+  def backward(gradients, slopes):
+    scaled = lambda x: (slopes[0] * x).astype(x.dtype)  # noqa: E731
+    return (jax.tree.map(scaled, gradients),)
 
   sums.defvjp(forward, backward)
-  return sums(hidden)
+  return sums(hiddens)
 
 
-def _walk(logits, hidden, targets, weights, chunk):
-  """Both sums, and the gradient of the first in `hidden`."""
-  order = jnp.argsort(weights == 0, axis=1, stable=True)
-  length = targets.shape[1]
+def _walk(loss, hiddens, given, chunk):
+  """All sums of `loss`, and the gradients of the first in `hiddens`."""
+  order = jnp.argsort(given["weights"] == 0, axis=1, stable=True)
+  batch, length = order.shape
   steps = -(-length // chunk)
 
   def split(values):
@@ -90,28 +164,26 @@ def _walk(logits, hidden, targets, weights, chunk):
     front = jnp.pad(front, pad)
     return front.reshape(-1, steps, chunk, *front.shape[2:]).swapaxes(0, 1)
 
-  def differentiate(hidden, targets, weights):
-    loss = functools.partial(
-      cross_entropy, logits, targets=targets, weights=weights
-    )
-    (total, right), pull = jax.vjp(loss, hidden)
-    return (total, right), pull((jnp.ones_like(total), jnp.zeros_like(right)))
+  def differentiate(hiddens, given):
+    return jax.value_and_grad(
+      lambda hiddens: loss(*hiddens, **given), has_aux=True
+    )(hiddens)
 
-  def nothing(hidden, *_):
-    zero = jnp.zeros((), jnp.float32)
-    return (zero, zero), (jnp.zeros_like(hidden),)
+  def nothing(*part):
+    shapes = jax.eval_shape(differentiate, *part)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   def step(sums, part):
-    values, (gradient,) = jax.lax.cond(
-      (part[2] != 0).any(), differentiate, nothing, *part
-    )
-    return jax.tree.map(jnp.add, sums, values), gradient
+    some = (part[1]["weights"] != 0).any()
+    values, gradients = jax.lax.cond(some, differentiate, nothing, *part)
+    return jax.tree.map(jnp.add, sums, values), gradients
 
-  zero = jnp.zeros((), jnp.float32)
-  parts = (split(hidden), split(targets), split(weights))
-  sums, gradients = jax.lax.scan(step, (zero, zero), parts)
-  gradients = gradients.swapaxes(0, 1).reshape(
-    hidden.shape[0], -1, hidden.shape[2]
-  )
+  def restore(gradients):
+    gradients = gradients.swapaxes(0, 1).reshape(batch, -1, gradients.shape[-1])
+    return jnp.take_along_axis(gradients[:, :length], back, axis=1)
+
+  parts = jax.tree.map(split, (hiddens, given))
+  zeros, _ = nothing(*jax.tree.map(lambda x: x[0], parts))
+  sums, gradients = jax.lax.scan(step, zeros, parts)
   back = jnp.argsort(order, axis=1)[..., None]
-  return sums, jnp.take_along_axis(gradients[:, :length], back, axis=1)
+  return sums, jax.tree.map(restore, gradients)

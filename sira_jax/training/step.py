@@ -14,8 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sira_jax import ambient
-from sira_jax.adapters.variables import RoutingRecord, Trainable
+from sira_jax import ambient, sharding
+from sira_jax.adapters import adamix
+from sira_jax.adapters.variables import (
+  AdapterConstant,
+  RoutingRecord,
+  Trainable,
+)
 from sira_jax.training import losses
 
 Batch = Mapping[str, jax.Array]
@@ -30,12 +35,15 @@ class TrainState:
   Attributes:
     step: steps taken.
     trainable: the model's Trainable variables.
-    optimizer: the optimizer's state, for those alone.
+    constants: its AdapterConstants, which no step changes; they are here to be
+      saved with what was trained beside them.
+    optimizer: the optimizer's state, for the Trainable variables alone.
     key: of the run; each step folds its own number in.
   """
 
   step: jax.Array
   trainable: nnx.State
+  constants: nnx.State
   optimizer: optax.OptState
   key: jax.Array
 
@@ -53,36 +61,54 @@ def init(
     raise ValueError(
       "The model has no Trainable variables: adapt it before training."
     )
-  # Copied, because the step donates its state and the model keeps these.
-  trainable = jax.tree.map(jnp.copy, trainable)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    trainable=trainable,
-    optimizer=optimizer.init(trainable),
-    key=jax.random.key(seed),
-  )
+
+  def build(trainable, constants):
+    # Copied, because the step donates its state and the model keeps these.
+    trainable, constants = jax.tree.map(jnp.copy, (trainable, constants))
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      trainable=trainable,
+      constants=constants,
+      optimizer=optimizer.init(trainable),
+      key=jax.random.key(seed),
+    )
+
+  return sharding.born(build, trainable, nnx.state(model, AdapterConstant))
 
 
 def make(
-  model: nnx.Module, optimizer: optax.GradientTransformation
+  model: nnx.Module,
+  optimizer: optax.GradientTransformation,
+  *,
+  steps: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The jitted step: (state, batch) -> (state, metrics); its state is donated.
 
   loss = cross-entropy per target token + mean over routed layers of their
-  penalties; the gradient is taken of the Trainable variables alone, and the
-  frozen ones are arguments of the program, not constants in it.
+  penalties (+ AdaMix's consistency); the gradient is taken of the Trainable
+  variables alone, and the frozen ones are arguments of the program, not
+  constants in it.
+
+  Where the loss, the gradient or the update is no finite number, the step
+  changes nothing but its own count, and the metric `skipped` is 1, else 0.
+
+  Args:
+    model: adapted; put into training mode here.
+    optimizer: of the Trainable variables.
+    steps: of the whole run; for routers with a growing k.
   """
   model.train()
-  graph, _, frozen = nnx.split(model, Trainable, ...)
+  graph, _, _, frozen = nnx.split(model, Trainable, AdapterConstant, ...)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state: TrainState, frozen: nnx.State, batch: Batch):
     key = jax.random.fold_in(state.key, state.step)
+    progress = None if steps is None else state.step / steps
 
     def loss(trainable):
       # copy: the capture below may write to this trace's variables alone.
-      merged = nnx.merge(graph, trainable, frozen, copy=True)
-      with ambient.DROPOUT_KEY(key):
+      merged = nnx.merge(graph, trainable, state.constants, frozen, copy=True)
+      with ambient.DROPOUT_KEY(key), ambient.PROGRESS(progress):
         return batch_loss(merged, batch)
 
     grads, metrics = jax.grad(loss, has_aux=True)(state.trainable)
@@ -90,9 +116,19 @@ def make(
       grads, state.optimizer, state.trainable
     )
     metrics["gradient_norm"] = optax.global_norm(grads)
+    finite = jnp.isfinite(
+      metrics["loss"] + metrics["gradient_norm"] + optax.global_norm(updates)
+    )
+    metrics["skipped"] = 1.0 - finite
+    trainable, optimizer_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (optax.apply_updates(state.trainable, updates), optimizer_state),
+      (state.trainable, state.optimizer),
+    )
     state = TrainState(
       step=state.step + 1,
-      trainable=optax.apply_updates(state.trainable, updates),
+      trainable=trainable,
+      constants=state.constants,
       optimizer=optimizer_state,
       key=state.key,
     )
@@ -109,15 +145,17 @@ def batch_loss(
   Metrics: loss (cross-entropy per target token, nats), accuracy (of the next
   target token), targets (their number), tokens (real ones); where the model
   routes, balance_loss (mean over layers) and dropped_fraction (of the expert
-  choices).
+  choices); where AdaMix trains, consistency (per target token).
   """
+  coefficient = _consistency(model)
   features = {name: batch[name] for name in model.FEATURES if name in batch}
   hidden, records = nnx.capture(
     lambda model: model.hidden(**features), RoutingRecord
   )(model)
   weights = batch["decoder_loss_weights"].astype(jnp.float32)
+  everywhere = _trains_logits(model, hidden)
   entropy = losses.cross_entropy_at_targets
-  if _trains_logits(model, hidden):
+  if everywhere:
     entropy = losses.cross_entropy
   total, right = entropy(
     model.logits,
@@ -141,7 +179,40 @@ def batch_loss(
     chosen = sum(s.chosen.sum() for s in stats)
     dropped = sum(s.dropped.sum() for s in stats)
     metrics["dropped_fraction"] = dropped / jnp.maximum(chosen, 1.0)
+  if coefficient:
+    with ambient.DROPOUT_KEY(_other(ambient.DROPOUT_KEY.get())):
+      again = model.hidden(**features)
+    consistency = losses.consistency_at_targets
+    if everywhere:
+      consistency = losses.consistency
+    total = consistency(model.logits, hidden, again, weights=weights)
+    metrics["consistency"] = total / targets
+    loss = loss + coefficient * metrics["consistency"]
   return loss, metrics
+
+
+def _consistency(model) -> float:
+  """The weight of the loss between two random passes; 0 where it has none.
+
+  Raises:
+    ValueError: AdaMix adapters of the model disagree.
+  """
+  found = {
+    module.factory.consistency
+    for _, module in nnx.iter_modules(model)
+    if isinstance(module, adamix.AdaMix) and not module.deterministic
+  }
+  if len(found) > 1:
+    raise ValueError(
+      "The consistency loss is one of the whole model, but its AdaMix adapters"
+      f" weigh it {sorted(found)}: give all rules the same consistency."
+    )
+  return found.pop() if found else 0.0
+
+
+def _other(key):
+  """The key of a second pass; the first has the step's own."""
+  return None if key is None else jax.random.fold_in(key, 1)
 
 
 def _trains_logits(model, hidden) -> bool:

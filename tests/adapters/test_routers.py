@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from sira_jax import ambient
-from sira_jax.adapters import groups, routers
+from sira_jax.adapters import draws, groups, routers
+from sira_jax.adapters.variables import AdapterConstant, AdapterParam
+from tests.adapters import loop
 
 # p of tokens 0, 1, 2 (rows) and experts 0, 1, 2.
 P = np.array([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [0.4, 0.35, 0.25]])
-SECOND_WANTS_FIRST = np.array([[0.5, 0.4, 0.1], [0.3, 0.6, 0.1]])
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -66,26 +67,44 @@ def test_capacity_exactly_full():
   assert routing.stats.dropped.tolist() == [0]
 
 
-def test_first_choices_come_before_second():
-  # One place each. Expert 1 is token 0's second choice and token 1's first.
-  routing = routed(SECOND_WANTS_FIRST, k=2, capacity=1)
-  np.testing.assert_allclose(
-    weights(routing), [[0.5, 0, 0], [0, 0.6, 0]], rtol=1e-6
-  )
-  assert routing.stats.dropped.tolist() == [2]
+def test_renormalised():
+  # As above, divided by 0.5 + 0.3, 0.6 + 0.3 and 0.4 + 0.35: by what a token
+  # chose, though token 2 was turned away by expert 0.
+  routing = routed(P, k=2, capacity_factor=1.0, renormalise=True)
+  expected = [[5 / 8, 3 / 8, 0], [6 / 9, 0, 3 / 9], [0, 35 / 75, 0]]
+  np.testing.assert_allclose(weights(routing), expected, rtol=1e-6)
+
+
+RANDOM = np.random.default_rng(2).dirichlet(np.ones(4), (2, 8))
 
 
 @pytest.mark.parametrize(
-  "limit, causal", [({}, True), ({"capacity": 1}, False)]
+  "settings, causal",
+  [
+    (dict(), True),
+    (dict(renormalise=True), True),
+    (dict(capacity=1, k=1), True),
+    (dict(capacity=2, priority="position"), True),
+    (dict(capacity=2, priority="position", renormalise=True), True),
+    (dict(capacity=2), False),
+    (dict(capacity=2, priority="probability"), False),
+    (dict(capacity_factor=0.5, priority="position"), False),
+  ],
+  ids=str,
 )
-def test_a_limit_shows_the_future(limit, causal):
-  """Token 0's second expert is the first choice of a later token, or not."""
-  later = SECOND_WANTS_FIRST.copy()
-  later[1] = [0.1, 0.3, 0.6]
-  one, other = (
-    weights(routed(p, k=2, **limit))[0] for p in (SECOND_WANTS_FIRST, later)
-  )
-  assert (one == other).all() == causal
+def test_a_limit_shows_the_future(settings, causal):
+  """Whether tokens are routed alike, come what may after them, or nothing."""
+  settings = dict(k=2) | settings
+  whole = weights(routed(RANDOM[0], **settings))
+  same = True
+  for now in range(1, 8):
+    other = np.concatenate([RANDOM[0, :now], RANDOM[1, now:]])
+    for later in (
+      routed(other, **settings),
+      routed(other, real=np.arange(8) < now, **settings),
+    ):
+      same &= (weights(later)[:now] == whole[:now]).all()
+  assert same == causal
 
 
 def test_all_tokens_to_one_expert():
@@ -97,11 +116,6 @@ def test_all_tokens_to_one_expert():
   )
   assert routing.stats.load.tolist() == [[1, 0, 0]]
   assert routing.stats.dropped.tolist() == [2]
-
-
-def test_ties_go_to_the_lower_expert():
-  routing = routed(np.full((3, 3), 1 / 3), k=2)
-  assert weights(routing).astype(bool).tolist() == [[True, True, False]] * 3
 
 
 @pytest.mark.parametrize(
@@ -127,6 +141,25 @@ def test_balance_is_counted_before_capacity():
   stats = routed(P, k=2, capacity=1).stats
   assert stats.dropped.tolist() == [3]
   np.testing.assert_allclose(stats.balance_loss, 1.125, rtol=1e-5)
+
+
+def test_balance_of_what_is_served():
+  # As in test_capacity, 2, 2 and 1 of the 3 tokens:
+  # 3 / 2 * (2/3 * 0.5 + 2/3 * 0.25 + 1/3 * 0.25) = 0.875
+  stats = routed(P, k=2, capacity_factor=1.0, balance_served=True).stats
+  np.testing.assert_allclose(stats.balance_loss, 0.875, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "real, expected", [([1, 1, 1], 5 / 3), ([1, 1, 0], 1 / 2)]
+)
+def test_z_loss(real, expected):
+  # logsumexp of the logits is 0, 1 and 2.
+  p = P * np.exp([[0.0], [1.0], [2.0]])
+  settings = dict(k=2, balance_coefficient=0.5, z_coefficient=0.1)
+  stats = routed(p, real=real, **settings).stats
+  penalty = 0.5 * stats.balance_loss + 0.1 * expected
+  np.testing.assert_allclose(stats.penalty, penalty, rtol=1e-5)
 
 
 def test_balance_has_no_gradient_through_the_counts():
@@ -165,30 +198,6 @@ def test_entropy():
 
 
 @pytest.mark.parametrize(
-  "settings, tokens, experts, expected",
-  [
-    # In floats 1.1 * 10 is 11.000000000000002, whose ceiling is 12.
-    (dict(k=1, capacity_factor=1.1), 10, 1, 11),
-    # 0.7 * 3 * 10 / 3 is 6.999999999999999 or 7, 0.07 * 100 7.000000000000001.
-    (dict(k=3, capacity_factor=0.7), 10, 3, 7),
-    (dict(k=1, capacity_factor=0.07), 100, 1, 7),
-    (dict(k=2, capacity_factor=1.0), 4, 3, 3),
-    (dict(k=2, capacity_factor=0.01), 1, 16, 1),
-    (dict(k=2, capacity_factor=2.0), 0, 3, 0),
-    (dict(k=2, capacity=5), 3, 4, 5),
-  ],
-)
-def test_places(settings, tokens, experts, expected):
-  found = routers.places(routers.TopK(**settings), tokens, experts)
-  assert len(found) == tokens + 1
-  assert found[tokens] == expected
-
-
-def test_no_limit_has_no_places():
-  assert routers.places(routers.TopK(k=1), 10, 4) is None
-
-
-@pytest.mark.parametrize(
   "settings, message",
   [
     (dict(k=0), "k must be at least 1"),
@@ -197,58 +206,23 @@ def test_no_limit_has_no_places():
     (dict(k=1, capacity_factor=float("inf")), "capacity_factor must be"),
     (dict(k=1, capacity=0), "capacity must be at least 1"),
     (dict(k=1, expert_dropout=1.0), "expert_dropout must be in"),
+    (dict(k=1, expert_dropout=-0.1), "expert_dropout must be in"),
+    (dict(k=2, first_k=0), "first_k must be from 1 to k = 2"),
+    (dict(k=2, first_k=3), "first_k must be from 1 to k = 2"),
+    (dict(k=1, level="row"), "Unknown level 'row'; there are token, example"),
+    (
+      dict(k=1, priority="first"),
+      "Unknown priority 'first'; there are choice, position, probability",
+    ),
+    (dict(k=2, first_k=1, capacity=1), "is for a constant k.*first_k=1"),
+    (dict(k=2, first_k=2, capacity_factor=1.0), "is for a constant k"),
+    (dict(k=1, level="example", capacity=1), "routing by token.*'example'"),
+    (dict(k=1, level="example", capacity_factor=1.0), "routing by token"),
   ],
 )
 def test_settings_are_refused(settings, message):
   with pytest.raises(ValueError, match=message):
     routers.TopK(**settings)
-
-
-# Expert dropout. With k = experts, a token's weight is zero where it is
-# dropped, and only there.
-RATE, SHAPE = 0.25, (8, 64, 4)
-
-
-def router(seed=1, **settings):
-  settings = dict(k=SHAPE[2], expert_dropout=RATE) | settings
-  return routers.Router(
-    5, SHAPE[2], routers.TopK(**settings), key=jax.random.key(0), seed=seed
-  )
-
-
-X = np.random.default_rng(0).normal(size=(*SHAPE[:2], 5)).astype(np.float32)
-
-
-@nnx.jit
-def with_key(router, key):
-  with ambient.DROPOUT_KEY(key):
-    return router(X).weights
-
-
-def dropped(seed, key):
-  return np.asarray(with_key(router(seed), jax.random.key(key)) == 0)
-
-
-def test_expert_dropout_has_its_rate():
-  mask = dropped(seed=1, key=0)
-  # 4 standard deviations: sqrt(0.25 * 0.75 / n), n = 2048 and 512.
-  assert abs(mask.mean() - RATE) < 0.039
-  np.testing.assert_allclose(mask.mean(axis=(0, 1)), RATE, atol=0.077)
-
-
-@pytest.mark.parametrize("seed, key", [(2, 0), (1, 1)])
-def test_expert_dropout_differs_by_site_and_by_key(seed, key):
-  one, other = dropped(1, 0), dropped(seed, key)
-  # Independent masks agree with chance 0.25^2 + 0.75^2; sd 0.011.
-  assert abs((one == other).mean() - 0.625) < 0.044
-  np.testing.assert_array_equal(one, dropped(1, 0))
-
-
-def test_expert_dropout_differs_by_position():
-  mask = dropped(1, 0)
-  assert abs((mask[1:] == mask[:-1]).mean() - 0.625) < 0.05
-  assert abs((mask[:, 1:] == mask[:, :-1]).mean() - 0.625) < 0.05
-  assert abs((mask[..., 1:] == mask[..., :-1]).mean() - 0.625) < 0.05
 
 
 def test_dropped_experts_take_no_capacity():
@@ -270,26 +244,102 @@ def test_a_token_may_lose_all_its_experts():
   assert routing.stats.chosen.tolist() == [4]
 
 
+# Routers, of random tokens.
+RATE, SHAPE, SEED = 0.25, (8, 64, 4), 1
+X = np.random.default_rng(0).normal(size=(*SHAPE[:2], 5)).astype(np.float32)
+
+
+def router(**settings):
+  settings = routers.TopK(**(dict(k=SHAPE[2]) | settings))
+  return routers.Router(
+    X.shape[2], SHAPE[2], settings, key=jax.random.key(0), seed=SEED
+  )
+
+
+@nnx.jit
+def with_key(router, key=None):
+  with ambient.DROPOUT_KEY(key):
+    return router(X)
+
+
+def probabilities(router, x):
+  return loop.softmax(x @ np.asarray(router.kernel, np.float64))
+
+
+def test_a_router_drops_by_its_seed():
+  # With k = experts a weight is zero where it is dropped, and only there.
+  key = jax.random.key(3)
+  with ambient.DROPOUT_KEY(key):
+    keep = draws.keep(SHAPE, RATE, SEED)
+  dropping = router(expert_dropout=RATE)
+  expected = np.where(keep, probabilities(dropping, X) / (1 - RATE), 0)
+  found = with_key(dropping, key).weights
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_expert_dropout_needs_a_key():
   with pytest.raises(ValueError, match="DROPOUT_KEY"):
-    router()(X)
+    router(expert_dropout=RATE)(X)
 
 
 def test_evaluation_has_no_dropout_and_no_capacity():
-  strict = router(k=2, capacity=1)
-  assert (np.asarray(with_key(strict, jax.random.key(0))) > 0).sum() <= 32
+  strict = router(k=2, capacity=1, expert_dropout=RATE)
+  found = with_key(strict, jax.random.key(0)).weights
+  assert (np.asarray(found) > 0).sum() <= 32
   strict.eval()
-  free = np.asarray(nnx.jit(lambda router: router(X).weights)(strict))
+  free = np.asarray(with_key(strict).weights)
   assert ((free > 0).sum(axis=-1) == 2).all()
   strict.train()
   with pytest.raises(ValueError, match="DROPOUT_KEY"):
     strict(X)
 
 
-def test_segments_of_another_shape_are_refused():
-  ids = jnp.ones((8, 3), int)
-  with (
-    ambient.SEGMENTS(ambient.Segments(ids, packed=False)),
-    pytest.raises(ValueError, match=r"\[8, 64\].*\[8, 3\]"),
-  ):
-    router(expert_dropout=0.0)(X)
+@pytest.mark.parametrize(
+  "trained, kind", [(True, AdapterParam), (False, AdapterConstant)]
+)
+def test_a_frozen_router_is_a_constant(trained, kind):
+  assert type(router(trained=trained).kernel) is kind
+
+
+def test_more_choices_than_experts_are_refused():
+  with pytest.raises(ValueError, match=r"k = 5 exceeds .* experts, 4"):
+    router(k=5)
+
+
+def test_k_grows():
+  growing = router(first_k=1)
+  logits = X.astype(np.float64) @ np.asarray(growing.kernel)
+  traces = []
+
+  @nnx.jit
+  def at(router, progress):
+    traces.append(progress)
+    with ambient.PROGRESS(progress):
+      return router(X)
+
+  # round(1 + 3 progress); halves go to the even number.
+  for progress, k in [
+    (0.0, 1),
+    (0.1, 1),
+    (0.2, 2),
+    (0.5, 2),
+    (0.6, 3),
+    (0.83, 3),
+    (0.999, 4),
+  ]:
+    found = at(growing, np.float32(progress))
+    constant = routers.TopK(k=k)
+    expected = loop.route(logits, constant, ids=np.ones(SHAPE[:2], int))
+    np.testing.assert_allclose(found.weights, expected["weights"], rtol=1e-5)
+    np.testing.assert_allclose(
+      found.stats.balance_loss, expected["balance"], rtol=1e-5
+    )
+  assert len(traces) == 1
+
+
+def test_a_growing_k_needs_progress():
+  growing = router(k=3, first_k=1)
+  with pytest.raises(ValueError, match=r"k grows from 1 to 3.*PROGRESS"):
+    growing(X)
+  growing.eval()
+  assert ((np.asarray(with_key(growing).weights) > 0).sum(axis=-1) == 3).all()

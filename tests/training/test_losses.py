@@ -143,3 +143,107 @@ def test_what_it_saves():
   # XLA counts a loop's body once: these are the operations of one step.
   flops = [c.cost_analysis()["flops"] for c in (full, ours)]
   assert flops[1] < flops[0] / 4
+
+
+def passes(length, dtype=jnp.float32):
+  """The hidden states of two passes over the same rows."""
+  draw = np.random.default_rng(2).normal(size=(2, 4, length, D))
+  return tuple(jnp.asarray(draw, dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "chunk"))
+def sum_and_slopes(a, b, weights, loss, chunk=None):
+  options = {} if chunk is None else {"chunk": chunk}
+
+  def total(a, b):
+    value = loss(logits, a, b, weights=weights, **options)
+    return 3 * value, value
+
+  slopes, value = jax.grad(total, argnums=(0, 1), has_aux=True)(a, b)
+  return value, *slopes
+
+
+def disagreement(a, b, weights, table=TABLE):
+  """1/2 [KL(p_b || p_a) + KL(p_a || p_b)] in numpy's float64, and what slopes
+  it has where the first argument of either KL is a constant: those of
+  cross-entropy with it as the target, p - target."""
+  table = np.float64(table)
+  p, q = (np.exp(np.float64(hidden) @ table) for hidden in (a, b))
+  p, q = (x / x.sum(axis=-1, keepdims=True) for x in (p, q))
+  value = (q * np.log(q / p) + p * np.log(p / q)).sum(axis=-1) / 2
+  slope = 3 * weights[..., None] * (p - q) / 2 @ table.T
+  return (value * weights).sum(), slope, -slope
+
+
+@pytest.mark.parametrize("length, chunk", [(8, 4), (11, 4), (3, 16), (11, 1)])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_consistency(weights, length, chunk):
+  weights = WEIGHTS[weights](length)
+  a, b = passes(length)
+  expected = disagreement(a, b, weights)
+  for loss, size in (
+    (losses.consistency_at_targets, chunk),
+    (losses.consistency, None),
+  ):
+    got = sum_and_slopes(a, b, weights, loss, size)
+    for ours, theirs in zip(got, expected, strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for slope in got[1:]:
+      assert not np.asarray(slope)[weights == 0].any()
+
+
+def test_consistency_detaches_what_the_other_says():
+  def formula(a, b, stop):
+    log_p, log_q = (jax.nn.log_softmax(logits(x)) for x in (a, b))
+    to_a = jnp.exp(stop(log_q)) * (stop(log_q) - log_p)
+    to_b = jnp.exp(stop(log_p)) * (stop(log_p) - log_q)
+    return 3 * (to_a + to_b).sum() / 2
+
+  a, b = passes(5)
+  slopes = {
+    stop: jax.grad(formula, argnums=(0, 1))(a, b, stop)
+    for stop in (jax.lax.stop_gradient, lambda x: x)
+  }
+  stopped, whole = slopes.values()
+  for loss in (losses.consistency_at_targets, losses.consistency):
+    got = sum_and_slopes(a, b, np.ones((4, 5), np.float32), loss)[1:]
+    for ours, theirs, other in zip(got, stopped, whole, strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+      assert np.abs(ours - other).max() > 0.1
+
+
+def test_passes_that_agree_have_no_disagreement():
+  a, _ = passes(11)
+  for loss in (losses.consistency_at_targets, losses.consistency):
+    value, *slopes = sum_and_slopes(a, a, ragged(11), loss)
+    assert value == 0
+    np.testing.assert_allclose(slopes, 0, atol=1e-6)
+    # So it is without a target, whatever is said there.
+    nothing = np.zeros((4, 11), np.float32)
+    for values in sum_and_slopes(a, 100 * a, nothing, loss):
+      assert not np.asarray(values).any()
+
+
+def test_consistency_in_bfloat16():
+  a, b = passes(11, jnp.bfloat16)
+  expected = disagreement(a, b, ragged(11), table=np.eye(D))[0]
+  for loss in (losses.consistency_at_targets, losses.consistency):
+    value, slope = jax.value_and_grad(
+      lambda a, loss=loss: loss(lambda x: x, a, b, weights=ragged(11))
+    )(a)
+    assert value.dtype == jnp.float32 and slope.dtype == jnp.bfloat16
+    # Only what comes in is rounded to bfloat16.
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_what_consistency_saves():
+  def twice(loss):
+    def sums(logits, hidden, *, targets, weights):
+      return loss(logits, hidden, 2 * hidden, weights=weights), targets
+
+    return sums
+
+  full = compiled(twice(losses.consistency))
+  ours = compiled(twice(losses.consistency_at_targets))
+  memory = [c.memory_analysis().temp_size_in_bytes for c in (full, ours)]
+  assert memory[1] < memory[0] / 4

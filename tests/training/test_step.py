@@ -125,9 +125,11 @@ def test_metrics(stepped):
     "targets",
     "tokens",
     "gradient_norm",
+    "skipped",
     "balance_loss",
     "dropped_fraction",
   }
+  assert metrics["skipped"] == 0
   assert metrics["targets"] == batch["decoder_loss_weights"].sum() == 21
   assert metrics["tokens"] == 12 + 12 + 9 + 7
   picked = np.take_along_axis(
