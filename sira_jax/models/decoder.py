@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sira_jax import ambient
+from sira_jax import ambient, sharding
 from sira_jax.models import layers
 
 
@@ -94,13 +94,15 @@ def _linear(axes: tuple[str, str], sizes: tuple[int, int], *, rngs, dtype):
 class Attention(nnx.Module):
   """Grouped-query self-attention with rotary positions."""
 
+  SAME_INPUT = ("q_proj", "k_proj", "v_proj")
+
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
     self.head_dim = config.head_dim
     d, made = config.d_model, {"rngs": rngs, "dtype": dtype}
     f, kv_f = (n * config.head_dim for n in (config.heads, config.kv_heads))
     self.q_proj = _linear(("d", "heads"), (d, f), **made)
-    self.k_proj = _linear(("d", "heads"), (d, kv_f), **made)
-    self.v_proj = _linear(("d", "heads"), (d, kv_f), **made)
+    self.k_proj = _linear(("d", "kv_heads"), (d, kv_f), **made)
+    self.v_proj = _linear(("d", "kv_heads"), (d, kv_f), **made)
     self.o_proj = _linear(("heads", "d"), (f, d), **made)
 
   def __call__(self, x: Float[Array, "batch length d"], layout: Layout, past):
@@ -122,6 +124,8 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
   """y = down(silu(gate(x)) * up(x)); Shazeer 2020, SwiGLU."""
+
+  SAME_INPUT = ("gate_proj", "up_proj")
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
     d, f, made = config.d_model, config.d_ff, {"rngs": rngs, "dtype": dtype}
@@ -152,7 +156,8 @@ class Block(nnx.Module):
     """The new x, and the block's keys and values as `Attention` gives them."""
     mixed, past = self.self_attn(self.input_layernorm(x), layout, past)
     x = x + mixed
-    return x + self.mlp(self.post_attention_layernorm(x)), past
+    x = x + self.mlp(self.post_attention_layernorm(x))
+    return sharding.constrain(x, "batch", "length", None), past
 
 
 class Decoder(nnx.Module):
@@ -245,7 +250,7 @@ class Decoder(nnx.Module):
       mask &= segments.ids[:, :, None] == segments.ids[:, None, :]
     layout = self._layout(decoder_positions, mask)
     run = nnx.remat(Block.__call__) if self.remat else Block.__call__
-    x = self.embed_tokens(decoder_input_tokens)
+    x = self._embed(decoder_input_tokens)
     with ambient.SEGMENTS(segments):
       for block in self.layers:
         x, _ = run(block, x, layout)
@@ -300,9 +305,9 @@ class Decoder(nnx.Module):
     segments = None
     if real is not None:
       segments = ambient.Segments(real.astype(jnp.int32), packed=False)
-    x = self.embed_tokens(tokens)
+    x = self._embed(tokens)
     kept = []
-    with ambient.SEGMENTS(segments):
+    with ambient.SEGMENTS(segments), ambient.DECODING(True):
       for block, *past in zip(
         self.layers, cache.keys, cache.values, strict=True
       ):
@@ -310,6 +315,14 @@ class Decoder(nnx.Module):
         kept.append(past)
     keys, values = zip(*kept, strict=True)
     return self.norm(x), Cache(keys, values)
+
+  def _embed(self, tokens):
+    # Whole in d, as every weight becomes where it is used. Looked up in
+    # slices of d instead, XLA would make the whole batch's on each device.
+    table = self.embed_tokens.embedding[...]
+    table = sharding.constrain(table, "vocabulary", None)
+    x = jnp.take(table, tokens, axis=0)
+    return sharding.constrain(x, "batch", "length", None)
 
   def _layout(self, positions, mask) -> Layout:
     cos, sin = layers.rotary(

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where arrays live: a mesh of devices, and one table of what goes over it.
+
+A parameter names its axes where it is made, by the words of `RULES` (metadata
+`axes=("d", "f")` of its Variable); the table says which axis of the mesh each
+word goes over. So a model knows no mesh, and a run has one:
+
+    with sharding.use(sharding.mesh(fsdp=4, tensor=2)):
+      sharding.place(model)          # the base, slice by slice
+      adapt(model, rules, ...)       # adapters, born in their slices
+      state = training.init(...)     # the optimizer's arrays too
+      step = training.make(...)
+      state, _ = step(state, sharding.rows(batch))
+
+Without `use`, all of this does nothing. A Variable without `axes`, as those of
+models from elsewhere, is whole on every device.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import math
+from types import EllipsisType
+from typing import Any, TypeVar
+
+from flax import nnx
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+T = TypeVar("T")
+# A word of the table -> the mesh axis or axes that it goes over.
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+AXES = ("data", "fsdp", "tensor")
+# A mesh axis divides one dimension of an array. Where two words of an array
+# want the same one, the word that is first here has it: experts, if they are to
+# live apart, before a layer's own dimensions.
+RULES: Rules = {
+  "batch": ("data", "fsdp"),
+  "length": None,
+  "experts": None,
+  "d": "fsdp",
+  # A kernel's d has fsdp; of an adapter's B, which has no d, f has both.
+  "heads": ("tensor", "fsdp"),
+  "kv_heads": ("tensor", "fsdp"),
+  "f": ("tensor", "fsdp"),
+  "vocabulary": ("tensor", "fsdp"),
+  "rank": None,
+}
+
+# The (mesh, rules) in use. JAX's own contexts are part of what a compiled
+# program is cached by: other rules compile anew, equal ones do not.
+_current = jax.make_user_context(default_value=None)
+
+
+def mesh(
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  slices: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh of the axes `AXES`.
+
+  Args:
+    data: devices over which rows go and parameters do not.
+    fsdp: devices over which both rows and parameters go.
+    tensor: devices over which heads and inner features go; between them each
+      layer communicates, so let them be near.
+    slices: groups of devices with a slow network between them, which `data`
+      alone goes over: TPU slices, or else processes.
+    devices: all there are by default.
+
+  One of the three sizes may be -1: whatever is left.
+
+  Raises:
+    ValueError: sizes that do not make up the number of devices, or slices that
+      do not divide them.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+  open_axes = [name for name, size in sizes.items() if size == -1]
+  known = math.prod(size for size in sizes.values() if size != -1)
+  if len(open_axes) == 1 and known > 0:
+    sizes[open_axes[0]] = len(devices) // known
+  shape = tuple(sizes.values())
+  if min(shape) < 1 or math.prod(shape) != len(devices):
+    asked = " x ".join(f"{k}={v}" for k, v in sizes.items())
+    raise ValueError(
+      f"The mesh {asked} must have as many places as there are devices,"
+      f" {len(devices)}. Give sizes whose product is {len(devices)}; one of"
+      " them may be -1, for whatever is left."
+    )
+  if slices == 1:
+    places = mesh_utils.create_device_mesh(shape, devices=devices)
+  else:
+    places = _over_slices(shape, slices, devices)
+  # Said, because the default of jax.make_mesh is Explicit.
+  return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _over_slices(shape, slices, devices):
+  # Processes of a CPU tell of one slice, which all of them are.
+  found = {
+    name: len({getattr(device, name, 0) for device in devices})
+    for name in ("slice_index", "process_index")
+  }
+  if slices not in found.values() or shape[0] % slices:
+    raise ValueError(
+      f"slices={slices} must divide data={shape[0]}, and be the number of the"
+      f" devices' slices, {found['slice_index']}, or processes,"
+      f" {found['process_index']}."
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (shape[0] // slices, *shape[1:]),
+    (slices, 1, 1),
+    devices=devices,
+    process_is_granule=found["slice_index"] != slices,
+  )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[None]:
+  """Everything inside the `with` lives on this mesh.
+
+  Args:
+    mesh: see `mesh`.
+    rules: instead of the table's, such as {"experts": "data"} for experts
+      that live apart; only for words that the table has.
+
+  Raises:
+    ValueError: a word that the table does not have, or an axis that the mesh
+      does not.
+  """
+  with _current((mesh, tuple(_table(mesh, rules).items()))):
+    yield
+
+
+def of(tree: T, mesh: Mesh, *, rules: Rules | None = None) -> T:
+  """The same tree with a `NamedSharding` in each array's place.
+
+  Takes whatever holds Variables: a model, its state, an optimizer's state,
+  whose moments are Variables with the metadata of their parameters. Other
+  arrays (counters, keys) are whole on every device, and so are Variables of
+  fewer dimensions than `axes`: the factors that Adafactor keeps of a matrix.
+  A dimension of size 1 is never divided.
+
+  Raises:
+    ValueError: a dimension that its mesh axes do not divide, a word that the
+      table does not have, or too few words for the dimensions.
+  """
+  table = _table(mesh, rules)
+
+  def one(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    axes = None
+    if isinstance(leaf, nnx.Variable):
+      axes = leaf.get_metadata().get("axes")
+
+    def sharding(array):
+      if axes is None or array.ndim < len(axes) or array.size == 1:
+        return _named(mesh, ())
+      parts = _parts(name, array.shape, axes, mesh, table)
+      _check_division(name, array.shape, axes, parts, mesh)
+      return _named(mesh, parts)
+
+    return jax.tree.map(sharding, leaf)
+
+  return jax.tree_util.tree_map_with_path(
+    one, tree, is_leaf=lambda node: isinstance(node, nnx.Variable)
+  )
+
+
+def place(model: nnx.Module) -> None:
+  """Moves a model's arrays to where they live, in place.
+
+  Arrays of numpy go to the devices slice by slice.
+
+  Raises:
+    ValueError: as `of`.
+  """
+  if _current.value is not None:
+    mesh, table = _current.value
+    state = nnx.state(model)
+    nnx.update(model, jax.device_put(state, of(state, mesh, rules=dict(table))))
+
+
+def born(function: Callable[..., T], *args: Any) -> T:
+  """function(*args), computed where its results live: none is ever whole.
+
+  Raises:
+    ValueError: as `of`.
+  """
+  if _current.value is None:
+    return function(*args)
+  mesh, table = _current.value
+  shapes = jax.eval_shape(function, *args)
+  shardings = of(shapes, mesh, rules=dict(table))
+  return jax.jit(function, out_shardings=shardings)(*args)
+
+
+def rows(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+  """A batch on the devices of its rows; each process gives rows of its own.
+
+  Raises:
+    ValueError: rows that the mesh does not divide.
+  """
+  if _current.value is None:
+    return batch
+  mesh, table = _current.value
+
+  def put(name, array):
+    axes = ("batch",) + (None,) * (array.ndim - 1)
+    parts = _parts(name, array.shape, axes, mesh, dict(table))
+    sharding, count = _named(mesh, parts), _count(parts[0], mesh)
+    places = sharding.addressable_devices_indices_map((count,)).values()
+    places = len({index[0].start for index in places})
+    if len(array) % places:
+      raise ValueError(
+        f"{name} has {len(array)} rows, which the {places} places for rows on"
+        " this process's devices do not divide. Choose another batch size."
+      )
+    return jax.make_array_from_process_local_data(sharding, array)
+
+  return {name: put(name, array) for name, array in batch.items()}
+
+
+def constrain(
+  x: jax.Array, *axes: str | EllipsisType | None, first: str | None = None
+) -> jax.Array:
+  """x, divided by the words of its axes; itself where no mesh is in use.
+
+  An axis that is not divisible is padded.
+
+  Args:
+    x: an activation.
+    axes: a word for each axis; None keeps it whole, `...` leaves it to XLA.
+    first: the word that has a mesh axis before all others.
+
+  Raises:
+    ValueError: a word that the table does not have, or too few or too many.
+  """
+  if _current.value is None:
+    return x
+  mesh, table = _current.value
+  table = dict(sorted(table, key=lambda rule: rule[0] != first))
+  words = [None if axis is ... else axis for axis in axes]
+  parts = _parts("A value", x.shape, words, mesh, table)
+  spec = [
+    PartitionSpec.UNCONSTRAINED if axis is ... else part or None
+    for axis, part in zip(axes, parts, strict=True)
+  ]
+  sharding = NamedSharding(mesh, PartitionSpec(*spec))
+  return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def _table(mesh, rules):
+  rules = dict(rules or {})
+  unknown = sorted(set(rules) - set(RULES))
+  if unknown:
+    raise ValueError(
+      f"The rules name the axes {unknown}; the table has {list(RULES)}."
+    )
+  table = {}
+  for word, over in {**RULES, **rules}.items():
+    over = () if over is None else over
+    table[word] = (over,) if isinstance(over, str) else tuple(over)
+    absent = sorted(set(table[word]) - set(mesh.axis_names))
+    if absent:
+      raise ValueError(
+        f"The rule {word!r} -> {over!r} names {absent}, but the mesh has the"
+        f" axes {list(mesh.axis_names)}."
+      )
+  return table
+
+
+def _parts(path, shape, axes, mesh, table) -> list[tuple[str, ...]]:
+  """What each dimension goes over; a mesh axis to the first in the table."""
+  unknown = sorted(set(axes) - {None} - set(table))
+  if unknown or len(axes) != len(shape):
+    raise ValueError(
+      f"{path} of shape {shape} has the axes {axes}: expected one for each"
+      f" dimension, None or a word of {list(table)}."
+    )
+  parts, free = [()] * len(axes), set(mesh.axis_names)
+  for word, over in table.items():
+    for i, name in enumerate(axes):
+      if name == word and shape[i] > 1:
+        parts[i] = tuple(axis for axis in over if axis in free)
+        free.difference_update(parts[i])
+  return parts
+
+
+def _count(part, mesh):
+  return math.prod(mesh.shape[axis] for axis in part)
+
+
+def _check_division(path, shape, axes, parts, mesh):
+  for size, name, part in zip(shape, axes, parts, strict=True):
+    if size % _count(part, mesh):
+      sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in part)
+      raise ValueError(
+        f"{path} of shape {shape}: its axis {name!r} of {size} goes over the"
+        f" mesh's {sizes}, which does not divide it. Choose another mesh, or"
+        f" leave the axis whole, by rules={{{name!r}: None}}."
+      )
+
+
+def _named(mesh, parts):
+  return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
