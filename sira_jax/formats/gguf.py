@@ -2,12 +2,15 @@
 """Reads a decoder, its sizes and its tokenizer from a GGUF file.
 
 Files of the `llama` architecture, which SmolLM2 shares. Everything a file
-says is either used or refused: nothing is skipped in silence.
+says is either used or refused: nothing is skipped in silence. Nothing that it
+says is trusted, either: any bytes give a decoder or a ValueError, and no more
+memory than a file of their size can ask for.
 """
 
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 from typing import Any
 
@@ -18,9 +21,9 @@ from jaxtyping import Float
 import numpy as np
 import tokenizers
 
+from sira_jax.formats import gguf_file
+from sira_jax.formats.gguf_file import PathLike
 from sira_jax.models import decoder
-
-PathLike = str | os.PathLike[str]
 
 # GGUF's names of our parameters; those of a block follow "blk.{i}.".
 _NAMES = {
@@ -42,20 +45,20 @@ _BLOCK_NAMES = {
 # Any other "llama." entry (experts, rope scaling, windows) changes the
 # function that the weights are for.
 _REQUIRED_ENTRIES = {
-  "attention.head_count",
-  "attention.layer_norm_rms_epsilon",
-  "block_count",
-  "context_length",
-  "embedding_length",
-  "feed_forward_length",
+  "attention.head_count": int,
+  "attention.layer_norm_rms_epsilon": float,
+  "block_count": int,
+  "context_length": int,
+  "embedding_length": int,
+  "feed_forward_length": int,
 }
 _OPTIONAL_ENTRIES = {
-  "attention.head_count_kv",
-  "attention.key_length",
-  "attention.value_length",
-  "rope.dimension_count",
-  "rope.freq_base",
-  "vocab_size",
+  "attention.head_count_kv": int,
+  "attention.key_length": int,
+  "attention.value_length": int,
+  "rope.dimension_count": int,
+  "rope.freq_base": float,
+  "vocab_size": int,
 }
 
 
@@ -97,7 +100,7 @@ def read_config(path: PathLike) -> decoder.DecoderConfig:
   entries = _llama_entries(path)
   tensors = {tensor.name for tensor in _open(path).tensors}
   d, heads = entries["embedding_length"], entries["attention.head_count"]
-  head_dim = entries.get("attention.key_length", d // heads)
+  head_dim = entries.get("attention.key_length", max(d // heads, 1))
   for name in ("attention.value_length", "rope.dimension_count"):
     if entries.get(name, head_dim) != head_dim:
       raise ValueError(
@@ -106,7 +109,9 @@ def read_config(path: PathLike) -> decoder.DecoderConfig:
       )
   vocabulary_size = entries.get("vocab_size")
   if vocabulary_size is None:
-    vocabulary_size = len(_entry(path, "tokenizer.ggml.tokens"))
+    vocabulary_size = len(_entry(path, "tokenizer.ggml.tokens", list))
+  if not vocabulary_size:
+    raise ValueError(f"{path}: it has a vocabulary of 0 tokens.")
   return decoder.DecoderConfig(
     vocabulary_size=vocabulary_size,
     layers=entries["block_count"],
@@ -130,31 +135,28 @@ def load_decoder(path: PathLike, *, dtype=jnp.float32) -> decoder.Decoder:
       missing, left over, of another shape or of a quantisation unknown.
   """
   config = read_config(path)
-  graph, state = nnx.split(
-    nnx.eval_shape(
-      lambda: decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
-    )
-  )
-  parameters = dict(nnx.to_flat_state(state))
   tensors = {tensor.name: tensor for tensor in _open(path).tensors}
-  wanted = {_gguf_name(at): at for at in parameters}
-  problems = _problems(
-    tensors, {name: parameters[at].shape for name, at in wanted.items()}
-  )
+  _check_blocks(path, config, tensors)
+  problems = _problems(tensors, _shapes(config))
   if problems:
     raise ValueError(
       f"{path}: its tensors are not those of {config}:\n  "
       + "\n  ".join(problems)
     )
+  graph, parameters = _skeleton(config, dtype)
   heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
-  for name, at in wanted.items():
-    array = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+  for at in parameters:
+    name = _gguf_name(at)
+    tensor = tensors[name]
+    array = gguf.dequantize(tensor.data, tensor.tensor_type)
+    array = array.reshape(tensor.shape[::-1])
     role = name.split(".")[-2]
     if role in heads:
       array = _paired_by_halves(array, heads[role])
     if at[-1] == "kernel":
       array = array.T
-    parameters[at] = parameters[at].replace(jnp.asarray(array, dtype))
+    # Copied: a change of the file would change the weights otherwise.
+    parameters[at] = parameters[at].replace(jnp.array(array, dtype))
   return nnx.merge(graph, nnx.from_flat_state(parameters))
 
 
@@ -162,30 +164,32 @@ def tokenizer(path: PathLike) -> tokenizers.Tokenizer:
   """The file's tokenizer, its control tokens registered as special.
 
   Raises:
-    ValueError: another kind than byte-level BPE of a known pre-tokenizer.
+    ValueError: another kind than byte-level BPE of a known pre-tokenizer, or
+      tokens, types and merges that do not fit one another.
   """
-  kind = _entry(path, "tokenizer.ggml.model")
-  pre = _entry(path, "tokenizer.ggml.pre", "default")
+  kind = _entry(path, "tokenizer.ggml.model", str)
+  pre = _entry(path, "tokenizer.ggml.pre", str, "default")
   if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
     raise ValueError(
       f"{path}: expected a tokenizer of model gpt2 (byte-level BPE) with a "
-      f"pre-tokenizer of {sorted(_PRE_TOKENIZERS)}, got model {kind}, "
-      f"pre-tokenizer {pre}."
+      f"pre-tokenizer of {sorted(_PRE_TOKENIZERS)}, got model {kind[:100]}, "
+      f"pre-tokenizer {pre[:100]}."
     )
   for option in ("add_bos_token", "add_eos_token", "add_space_prefix"):
-    if _entry(path, f"tokenizer.ggml.{option}", False):
+    if _entry(path, f"tokenizer.ggml.{option}", bool, False):
       raise ValueError(
         f"{path}: tokenizer.ggml.{option} is set; tokenizers that add to the "
         "text are not supported."
       )
-  tokens = _entry(path, "tokenizer.ggml.tokens")
-  types = _entry(path, "tokenizer.ggml.token_type")
-  merges = _entry(path, "tokenizer.ggml.merges")
+  tokens = _entry(path, "tokenizer.ggml.tokens", list)
+  types = _entry(path, "tokenizer.ggml.token_type", np.ndarray)
+  merges = _entry(path, "tokenizer.ggml.merges", list)
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  pairs = [tuple(merge.split(" ")) for merge in merges]
+  _check_tokens(path, tokens, types, vocabulary)
+  _check_merges(path, pairs, vocabulary)
   built = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)},
-      merges=[tuple(merge.split(" ")) for merge in merges],
-    )
+    tokenizers.models.BPE(vocab=vocabulary, merges=pairs)
   )
   built.pre_tokenizer = _PRE_TOKENIZERS[pre]()
   built.decoder = tokenizers.decoders.ByteLevel()
@@ -193,7 +197,7 @@ def tokenizer(path: PathLike) -> tokenizers.Tokenizer:
     built.add_tokens(
       [
         tokenizers.AddedToken(token, special=special, normalized=False)
-        for token, its_type in zip(tokens, types, strict=True)
+        for token, its_type in zip(tokens, types.tolist(), strict=True)
         if its_type == type_
       ]
     )
@@ -201,9 +205,23 @@ def tokenizer(path: PathLike) -> tokenizers.Tokenizer:
 
 
 def special_tokens(path: PathLike) -> SpecialTokens:
-  """The ids that the file gives a role."""
-  roles = ("bos", "eos", "padding", "unknown")
-  ids = (_entry(path, f"tokenizer.ggml.{r}_token_id", None) for r in roles)
+  """The ids that the file gives a role.
+
+  Raises:
+    ValueError: one that is no token's.
+  """
+  count, ids = None, []
+  for role in ("bos", "eos", "padding", "unknown"):
+    name = f"tokenizer.ggml.{role}_token_id"
+    token = _entry(path, name, int, None)
+    if token is not None:
+      if count is None:
+        count = len(_entry(path, "tokenizer.ggml.tokens", list))
+      if not 0 <= token < count:
+        raise ValueError(
+          f"{path}: expected {name} to be one of {count} tokens, got {token}."
+        )
+    ids.append(token)
   return SpecialTokens(*ids)
 
 
@@ -220,56 +238,121 @@ def fingerprint(path: PathLike) -> str:
     raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def _open(path: PathLike) -> gguf.GGUFReader:
+def _open(path: PathLike) -> gguf_file.File:
   try:
     stat = os.stat(path)
-    return _reader(os.fspath(path), stat.st_size, stat.st_mtime_ns)
-  # The reader trusts the file, so a bad one fails wherever it first hurts:
-  # ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError, ...
-  except Exception as error:
+    return _read(os.fspath(path), stat.st_size, stat.st_mtime_ns)
+  except (OSError, ValueError) as error:
     raise ValueError(
-      f"{path}: expected a complete GGUF file: {type(error).__name__}: {error}"
+      f"{path}: expected a complete GGUF file: {error}"
     ) from error
 
 
-# Reading 10^5 metadata strings takes seconds, and a program asks for the
-# sizes, the weights and the tokenizer in turn.
+# A program asks for the sizes, the weights and the tokenizer in turn.
 @functools.lru_cache(maxsize=1)
-def _reader(path: str, size: int, mtime_ns: int) -> gguf.GGUFReader:
+def _read(path: str, size: int, mtime_ns: int) -> gguf_file.File:
   del size, mtime_ns  # A changed file is another one.
-  return gguf.GGUFReader(path)
+  return gguf_file.read(path)
 
 
-def _entry(path: PathLike, name: str, default: Any = _REQUIRED) -> Any:
-  field = _open(path).get_field(name)
-  if field is not None:
-    return field.contents()
-  if default is _REQUIRED:
+def _entry(
+  path: PathLike, name: str, kind: type, default: Any = _REQUIRED
+) -> Any:
+  entries = _open(path).entries
+  if name not in entries and default is _REQUIRED:
     raise ValueError(f"{path}: expected a metadata entry {name}, found none.")
-  return default
+  value = entries.get(name, default)
+  if name in entries and type(value) is not kind:
+    raise ValueError(
+      f"{path}: expected the metadata entry {name} to be of type"
+      f" {kind.__name__}, got {type(value).__name__}."
+    )
+  return value
 
 
 def _llama_entries(path: PathLike) -> dict[str, Any]:
   """The metadata whose names begin with "llama.", without that prefix."""
-  architecture = _entry(path, "general.architecture")
+  architecture = _entry(path, "general.architecture", str)
   if architecture != "llama":
     raise ValueError(
-      f"{path}: expected architecture llama, got {architecture}."
+      f"{path}: expected architecture llama, got {architecture[:100]}."
     )
   entries = {
-    name.removeprefix("llama."): field.contents()
-    for name, field in _open(path).fields.items()
+    name.removeprefix("llama."): value
+    for name, value in _open(path).entries.items()
     if name.startswith("llama.")
   }
-  missing = sorted(_REQUIRED_ENTRIES - entries.keys())
-  unknown = sorted(entries.keys() - _REQUIRED_ENTRIES - _OPTIONAL_ENTRIES)
-  by_layer = sorted(n for n, v in entries.items() if isinstance(v, list))
+  known = _REQUIRED_ENTRIES | _OPTIONAL_ENTRIES
+  missing = sorted(_REQUIRED_ENTRIES.keys() - entries.keys())
+  unknown = sorted(entries.keys() - known.keys())
+  by_layer = sorted(
+    n for n, v in entries.items() if isinstance(v, list | np.ndarray)
+  )
   if missing or unknown or by_layer:
     raise ValueError(
       f"{path}: cannot make a decoder of its llama.* entries: missing "
       f"{missing}, not supported {unknown}, one value a layer {by_layer}."
     )
+  for name, value in entries.items():
+    kind = known[name]
+    if type(value) is not kind or not 0 < value < math.inf:
+      raise ValueError(
+        f"{path}: expected llama.{name} to be a positive {kind.__name__}, got"
+        f" {value!r:.100}."
+      )
   return entries
+
+
+def _check_blocks(path, config, tensors):
+  """Before blocks are made: that the file has tensors for as many."""
+  needed = config.layers * len(_BLOCK_NAMES)
+  if needed > len(tensors):
+    raise ValueError(
+      f"{path}: its {config.layers} blocks of {len(_BLOCK_NAMES)} tensors each"
+      f" are more than the {len(tensors)} tensors that it has."
+    )
+
+
+def _check_tokens(path, tokens, types, vocabulary):
+  if len(vocabulary) < len(tokens) or "" in vocabulary:
+    raise ValueError(
+      f"{path}: expected tokenizer.ggml.tokens to differ from one another and"
+      f" from the empty text; of {len(tokens)}, {len(vocabulary)} differ."
+    )
+  if len(types) != len(tokens) or types.dtype.kind not in "iu":
+    raise ValueError(
+      f"{path}: expected tokenizer.ggml.token_type to be {len(tokens)} whole"
+      f" numbers, as many as tokens, got {len(types)} of {types.dtype}."
+    )
+
+
+def _check_merges(path, pairs, vocabulary):
+  for pair in pairs:
+    if len(pair) != 2 or not vocabulary.keys() >= {*pair, "".join(pair)}:
+      raise ValueError(
+        f"{path}: expected tokenizer.ggml.merges to be two tokens each that"
+        f" make a third, got {' '.join(pair)[:100]!r}."
+      )
+
+
+def _skeleton(config, dtype=jnp.float32):
+  """A decoder's graph, and its parameters' shapes by path."""
+  graph, state = nnx.split(
+    nnx.eval_shape(
+      lambda: decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
+    )
+  )
+  return graph, dict(nnx.to_flat_state(state))
+
+
+def _shapes(config) -> dict[str, tuple[int, ...]]:
+  """Tensor -> our shape of it, from one block, however many there are said."""
+  _, parameters = _skeleton(dataclasses.replace(config, layers=1))
+  return {
+    _gguf_name((at[0], block, *at[2:]) if at[0] == "layers" else at): one.shape
+    for at, one in parameters.items()
+    for block in range(config.layers if at[0] == "layers" else 1)
+  }
 
 
 def _gguf_name(at: tuple[str | int, ...]) -> str:
@@ -280,7 +363,7 @@ def _gguf_name(at: tuple[str | int, ...]) -> str:
 
 
 def _problems(
-  tensors: dict[str, gguf.ReaderTensor], shapes: dict[str, tuple[int, ...]]
+  tensors: dict[str, gguf_file.Tensor], shapes: dict[str, tuple[int, ...]]
 ) -> list[str]:
   """What keeps the tensors from being the parameters of these shapes."""
   problems = [f"missing: {name}" for name in shapes if name not in tensors]
@@ -290,7 +373,7 @@ def _problems(
       continue
     # GGUF lists the fastest axis first, which makes a matrix [in, out] as our
     # kernels are, but an embedding table [d, vocabulary].
-    shape = tuple(tensor.shape.tolist())
+    shape = tensor.shape
     shape = shape[::-1] if name == "token_embd.weight" else shape
     if shape != shapes[name]:
       problems.append(f"shape: {name} is {shape}, expected {shapes[name]}")
