@@ -7,9 +7,13 @@
 config -> base model -> adapters -> data -> steps -> checkpoint -> scores. The
 same command again continues a run that was stopped, however it was stopped,
 or says that it is finished.
+
+Ends with 75 where it was stopped by a signal, with 65 where the loss or the
+gradient was no finite number, and with 1 and a line "error: ..." otherwise.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -26,16 +30,20 @@ from sira_jax import (
   checkpoints,
   configuration,
   evaluation,
+  nonfinite,
+  pictures,
+  process,
   progress,
   runs,
+  stages,
 )
+from sira_jax.adapters import allocation, pruning
 from sira_jax.data import pipeline
-from sira_jax.training import optimizers
 from sira_jax.training import step as training
 
 configuration.let_flags_say_none()
 # Where no --config is given, the flags of the default's fields are read here.
-with runs.flag_errors():
+with process.flag_errors():
   _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/quickstart.py", "The config file.", lock_config=True
   )
@@ -43,6 +51,12 @@ _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "The run's directory; runs/CONFIG or runs/CONFIG-ARGUMENT if not given.",
+)
+_BEFORE = flags.DEFINE_string(
+  "before",
+  None,
+  "A run's directory, to take the scores before training from: the same base,"
+  " scored the same way.",
 )
 
 
@@ -52,109 +66,211 @@ def main(argv):
     _CONFIG.value,
     pathlib.Path(_WORKDIR.value or default_workdir()),
   )
-  runs.begin_process()
-  with runs.user_errors():
-    runs.refuse_arguments(argv)
+  process.prepare()
+  try:
+    with runs.storage_errors(workdir):
+      train_and_score(config, workdir, argv)
+  except nonfinite.Stop as stop:
+    print(f"error: {stop}", file=sys.stderr, flush=True)
+    sys.exit(nonfinite.EXIT)
+
+
+def train_and_score(config, workdir, argv) -> None:
+  """From whatever there is of the run to its results."""
+  with process.user_errors():
+    process.refuse_arguments(argv)
     assembly.check(config)
     runs.check_workdir(workdir, config)
-    if (workdir / "results.json").exists():
-      print(f"The run in {workdir} is finished; its results:\n")
-      print((workdir / "results.md").read_text())
+    table = runs.results(workdir)
+    if table is not None:
+      print(f"The run in {workdir} is finished; its results:\n\n{table}\n")
       return
-    run = assembly.build(config)
+    before = _BEFORE.value and runs.before(pathlib.Path(_BEFORE.value), config)
+    run = assembly.build(config, workdir)
     # Only now, so that a config that fails leaves nothing behind.
     runs.open_workdir(workdir, config)
-    start = restore(run, config, workdir)
+    start = restore(run, config, workdir, run.stages[0])
   print(assembly.describe(run, config))
   print(f"workdir   {workdir}", flush=True)
-  before = first_scores(run, config, workdir)
-  with runs.stop_signals() as signals:
-    state = fit(run, config, workdir, start, signals)
-  if signals:
-    print(f"\nStopped at step {int(state.step)}; saved in {workdir}.")
-    print("The same command continues it.", flush=True)
-    sys.exit(runs.STOPPED)
-  nnx.update(run.base.model, state.trainable)
+  if run.counts is not None:
+    keep_allocation(run, workdir)
+  before = first_scores(run, config, workdir, before)
+  study = []
+  for stage in run.stages:
+    if stage.number:
+      if not pruning.prune(run.base.model, fold=False):
+        print("No rank is left, so the stages that follow are left out.")
+        break
+      with process.user_errors():
+        start = restore(run, config, workdir, stage)
+    with process.stop_signals() as signals:
+      state = fit(run, config, workdir, stage, start, signals)
+    if signals:
+      print(f"\nStopped at step {int(state.step)}; saved in {workdir}.")
+      print("The same command continues it.", flush=True)
+      sys.exit(process.STOPPED)
+    if state is not None:
+      nnx.update(run.base.model, state.trainable, state.constants)
+    if len(run.stages) > 1:
+      study.append(studied(run, config, workdir, stage))
+  if study:
+    keep_study(study, workdir)
   last_scores(run, config, workdir, before)
 
 
-def restore(run, config, workdir) -> training.TrainState:
-  """The state to start from: the newest checkpoint's, if there is one."""
-  optimizer, _ = optimizers.adamw(
-    steps=config.training.steps, **config.optimizer
+def restore(run, config, workdir, stage) -> training.TrainState | None:
+  """The state to start a stage from: its newest checkpoint's, if there is one.
+
+  None where there is nothing to train.
+  """
+  if not stage.steps:
+    return None
+  optimizer, _ = assembly.optimizer(config, stage)
+  state = training.init(
+    run.base.model, optimizer, seed=config.seed + stage.number
   )
-  state = training.init(run.base.model, optimizer, seed=config.seed)
-  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+  folder = stages.folder(workdir, run.stages, stage)
+  with checkpoints.Checkpoints(folder / "checkpoints") as saved:
     if saved.latest() is None:
       return state
-    found = saved.restore(state, base=run.base.fingerprint, data=run.data)
-  print(f"Continuing at step {int(found.step)} of {config.training.steps}.")
+    found = saved.restore(
+      state,
+      base=run.base.fingerprint,
+      data=run.data,
+      logged=runs.logged(folder / "metrics.jsonl"),
+    )
+  print(f"Continuing at step {int(found.step)} of {stage.steps}.")
   return found
 
 
-def first_scores(run, config, workdir) -> list[evaluation.Result]:
-  """The scores before training, computed once in a run."""
-  file = workdir / "before.json"
+def keep_allocation(run, workdir) -> None:
+  """Leaves which layers have how many experts, and says it."""
+  print(f"\nExperts by layer:\n\n{allocation.table(run.counts)}\n", flush=True)
+  file = workdir / "allocation.json"
   if not file.exists():
+    _draw(pictures.allocation, run.counts, workdir / "allocation.png")
+    draft = file.with_name(".allocation.json")
+    allocation.save(run.counts, draft)
+    draft.replace(file)  # whole, for all later starts go by it
+
+
+def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
+  """The scores before training: those given, or computed once in a run."""
+  file = workdir / "before.json"
+  if text is not None:
+    runs.write(file, text)
+
+  def read(text):
+    found = evaluation.loads(text)
+    names = [(one.task, one.language) for one in found]
+    if names != [(one.task, one.language) for one in run.sets]:
+      raise ValueError("it has not the scores of this run's evaluation sets")
+    return found
+
+  results = runs.load(file, read)
+  if results is None:
     print("\nEvaluating before training ...", flush=True)
     begun = time.monotonic()
-    results, _ = assembly.score(run, config)
+    results, _ = assembly.score(run, config, sets=run.sets)
     runs.write(file, evaluation.dumps(results))
     print(f"took {progress.duration(time.monotonic() - begun)}")
-  return evaluation.loads(file.read_text())
+  return results
 
 
-def fit(run, config, workdir, state, signals) -> training.TrainState:
-  """Trains to the last step, or until there is a signal; saves either way."""
-  total, every = config.training.steps, config.training.checkpoint_every
-  optimizer, schedule = optimizers.adamw(steps=total, **config.optimizer)
-  step = training.make(run.base.model, optimizer)
-  first = int(state.step)
-  if first == total:
+def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
+  """Trains to a stage's end, or until there is a signal; saves either way."""
+  first = 0 if state is None else int(state.step)
+  if first == stage.steps:
     return state
+  total, every = stage.steps, config.training.checkpoint_every
+  action = config.training.nonfinite
+  optimizer, schedule = assembly.optimizer(config, stage)
+  step = training.make(run.base.model, optimizer, steps=total)
   # One batch a step: the position in the data is the number of the step.
   batches = pipeline.batches(
-    run.mixture, **config.batches, seed=config.seed, start=first
+    run.mixture, **config.batches, seed=config.seed + stage.number, start=first
   )
   meta = {"base": run.base.fingerprint, "data": run.data}
   line = progress.Progress(total=total, start=first)
   print("\nTraining; the first step compiles ...", flush=True)
+  folder = stages.folder(workdir, run.stages, stage)
   with (
-    checkpoints.Checkpoints(workdir / "checkpoints") as saved,
+    checkpoints.Checkpoints(folder / "checkpoints") as saved,
     contextlib.closing(
-      runs.MetricsLog(workdir / "metrics.jsonl", step=first)
+      runs.MetricsLog(folder / "metrics.jsonl", step=first)
     ) as log,
   ):
     for number in range(first + 1, total + 1):
+      begun = time.monotonic()
       batch = next(batches)
       state, metrics = step(state, jax.device_put(batch))
       metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
       metrics["examples"] = _examples(batch)
-      metrics["learning_rate"] = float(schedule(number - 1))
+      # The optimizer does not count the steps that were left out.
+      updates = number - 1 - len(log.skipped)
+      metrics["learning_rate"] = float(schedule(updates))
       line.update(number, metrics)
+      metrics["seconds"] = round(time.monotonic() - begun, 4)
       log.append({"step": number, **metrics})
+      if metrics["skipped"]:
+        stop = nonfinite.keep(
+          folder, number, batch, metrics, skipped=log.skipped, action=action
+        )
+        if stop is not None:
+          before = dataclasses.replace(state, step=state.step - 1)
+          saved.save(before, step=number - 1, meta=meta)
+          raise stop
       stopped = bool(signals)  # one may arrive between the two questions
       if number % every == 0 or number == total or stopped:
+        log.sync()  # a checkpoint never is on the disk before its metrics
         saved.save(state, step=number, meta=meta)
       if stopped:
         break
+  if log.skipped:
+    print(f"{len(log.skipped)} of {int(state.step)} steps were left out.")
   return state
+
+
+def studied(run, config, workdir, stage):
+  """What a stage of a sparsifying schedule shows, computed once in a run."""
+  folder = stages.folder(workdir, run.stages, stage)
+  file = folder / "study.json"
+  found = runs.load(file, json.loads)
+  if found is None:
+    print(f"\nEvaluating stage {stage.number} ...", flush=True)
+    trained, _ = assembly.score(run, config, sets=run.memory)
+    tested, _ = assembly.score(run, config, sets=run.sets)
+    found = stages.measure(
+      run.base.model,
+      stage,
+      trained=trained,
+      tested=tested,
+      metrics=folder / "metrics.jsonl",
+    )
+    runs.write(file, json.dumps(found, indent=1))
+  return found
+
+
+def keep_study(study, workdir) -> None:
+  """Leaves what the stages show together, and says it."""
+  table = stages.table(study)
+  runs.write(workdir / "sparsity.json", json.dumps(study, indent=1))
+  runs.write(workdir / "sparsity.md", table + "\n")
+  _draw(pictures.sparsity, study, workdir / "sparsity.png")
+  print(f"\n{table}", flush=True)
 
 
 def last_scores(run, config, workdir, before) -> None:
   """Evaluates the trained adapters and leaves the run's results."""
   print("\nEvaluating after training ...", flush=True)
-  after, predictions = assembly.score(run, config)
+  after, predictions = assembly.score(run, config, sets=run.sets)
   assembly.save_predictions(
     workdir / "predictions.jsonl", run.sets, predictions
   )
   routing = analysis.routing(run.base.model, run.sets)
   if routing is not None:
     runs.write(workdir / "routing.json", json.dumps(routing))
-    try:
-      analysis.draw(routing, workdir / "routing.png")
-    except ValueError as error:  # no matplotlib: no reason to lose the scores
-      print(error)
+    _draw(pictures.routing, routing, workdir / "routing.png")
   table = evaluation.table(before, after)
   runs.write(workdir / "results.md", table + "\n")
   # The last: it says that the run is finished.
@@ -163,6 +279,13 @@ def last_scores(run, config, workdir, before) -> None:
     json.dumps(evaluation.as_json(before, after), indent=1),
   )
   print(f"\n{table}\n\nLeft in {workdir}: {runs.listing(workdir)}")
+
+
+def _draw(draw, what, file):
+  try:
+    draw(what, file)
+  except ValueError as error:  # no matplotlib: no reason to lose the results
+    print(error)
 
 
 def _examples(batch) -> int:
@@ -181,4 +304,4 @@ def default_workdir() -> str:
 
 
 if __name__ == "__main__":
-  runs.start(main)
+  process.start(main)

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: what training changed, never the frozen base.
 
-Each is a step's folder of separate orbax items: `adapter`, `optimizer`,
-`random` (step and key), `data` (position in the data) and `meta` (what the
-numbers belong to). The base is named in `meta` by its hash.
+Each is a step's folder of separate orbax items: `adapter` (what was trained,
+and constants beside it, such as a frozen router), `optimizer`, `random` (step
+and key), `data` (position in the data) and `meta` (what the numbers belong
+to, and the checksum of each array and of `meta` itself). The base is named in
+`meta` by its hash.
+
+A damaged checkpoint is never used and never deleted: the one before it is
+taken.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import gc
+import json
+import os
 import pathlib
+import re
 from typing import Any
+import zlib
 
 from flax import nnx
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sira_jax.adapters.variables import Trainable
+from sira_jax import checksums, runs
+from sira_jax.adapters.variables import AdapterConstant, Trainable
 from sira_jax.training.step import TrainState
 
 
@@ -23,7 +35,8 @@ class Checkpoints:
   """The checkpoints of one run; use it as a context, so that writes finish.
 
   A save returns at once and is written in the background; one that was
-  interrupted is not seen by the next start.
+  interrupted is not seen by the next start. If it cannot be written, the next
+  save raises the OSError, or the end of the context.
 
   Args:
     directory: of this run's checkpoints; made if need be.
@@ -38,6 +51,7 @@ class Checkpoints:
     self, directory: pathlib.Path, *, keep: int = 2, writable: bool = True
   ):
     self._directory = pathlib.Path(directory).absolute()
+    self._writable = writable
     if not writable and not self._directory.exists():
       raise self._nothing()
     self._manager = ocp.CheckpointManager(
@@ -54,7 +68,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_) -> None:
-    self._manager.close()
+    with _write_errors():
+      self._manager.close()
 
   def latest(self) -> int | None:
     """The newest complete checkpoint's step; None where there is none."""
@@ -69,97 +84,237 @@ class Checkpoints:
       state: as it is after `step` steps.
       step: its number, known to the host.
       meta: what the numbers belong to: the hashes "base" and "data".
+
+    Raises:
+      OSError: this one or the one before it could not be written.
     """
     if step in self._manager.all_steps():
       return
-    items = {
-      name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
-    }
-    self._manager.save(
-      step,
-      force=True,
-      args=ocp.args.Composite(
-        **items,
-        data=ocp.args.JsonSave({"batches": step}),
-        meta=ocp.args.JsonSave(dict(meta)),
-      ),
-    )
+    items = _items(state)
+    meta = dict(meta) | {"arrays": checksums.of(items)}
+    meta["checksum"] = _checksum(meta)
+    with _write_errors():
+      self._manager.save(
+        step,
+        force=True,
+        args=ocp.args.Composite(
+          **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+          data=ocp.args.JsonSave({"batches": step}),
+          meta=ocp.args.JsonSave(meta),
+        ),
+      )
 
-  def restore(self, like: TrainState, *, base: str, data: str) -> TrainState:
-    """Reads the newest checkpoint, placed as `like`'s arrays are.
+  def restore(
+    self, like: TrainState, *, base: str, data: str, logged: int | None = None
+  ) -> TrainState:
+    """Reads the newest good checkpoint, placed as `like`'s arrays are.
 
     Args:
       like: a state of the same shapes.
       base: the hash of the base model at hand.
       data: the hash of the data at hand.
+      logged: up to which step the run's metrics are whole; an older checkpoint
+        is taken, if there is one, so that the steps after it are logged again.
 
     Raises:
-      ValueError: no checkpoint, another base, other data, or other shapes.
+      ValueError: no good checkpoint, another base, other data or other shapes.
     """
-    step = self._newest()
-    meta = self._check_base(step, base)
-    if meta["data"] != data:
-      raise ValueError(
-        "The run was trained on other data: the fingerprint of its mixture"
-        f" was {meta['data'][:12]}, now it is {data[:12]}. Was a data package"
-        " updated? Restore it, or start a new --workdir."
-      )
-    found = self._read(step, _items(like))
+    step, found = self._newest(
+      _items(like), {"base": base, "data": data}, logged
+    )
+    if logged is not None and logged < step:
+      print(f"The metrics are whole up to step {logged} only.", flush=True)
     return _state(like, found)
 
   def restore_adapter(self, model: nnx.Module, *, base: str) -> int:
-    """Reads the newest adapters alone into `model`; returns their step.
+    """Reads the newest good adapters alone into `model`; returns their step.
 
     Raises:
-      ValueError: no checkpoint, another base, or other shapes.
+      ValueError: no good checkpoint, another base or other shapes.
     """
-    step = self._newest()
-    self._check_base(step, base)
-    state = nnx.state(model, Trainable)
-    found = self._read(step, {"adapter": nnx.to_pure_dict(state)})
+    state = nnx.state(model, nnx.Any(Trainable, AdapterConstant))
+    items = {"adapter": nnx.to_pure_dict(state)}
+    step, found = self._newest(items, {"base": base})
     nnx.replace_by_pure_dict(state, found["adapter"])
     nnx.update(model, state)
     return step
 
-  def _newest(self):
-    step = self.latest()
-    if step is None:
+  def _newest(self, items, hashes, logged=None):
+    """The step and the arrays of the newest checkpoint that is not damaged."""
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if not steps:
       raise self._nothing()
-    return step
+    if logged is not None:
+      steps = [step for step in steps if step <= logged] or steps
+    damaged = {}
+    for step in steps:
+      try:
+        meta = self._meta(step)
+        _check_hashes(meta, hashes)
+        self._check_kinds(step, meta, items)
+        found = self._read(step, items, meta)
+      except _Damaged as error:
+        damaged[step] = str(error)
+      else:
+        self._set_aside(damaged, step)
+        return step, found
+    lines = [f"step {step}: {why}" for step, why in damaged.items()]
+    raise ValueError(
+      f"No checkpoint in {self._directory} is whole:\n  "
+      + "\n  ".join(lines)
+      + "\nThey are left as they are. Put a copy of one back, or give another"
+      " --workdir to train from the start."
+    )
+
+  def _set_aside(self, damaged, step):
+    """Says which checkpoints are damaged, and moves them out of the way."""
+    for bad, why in damaged.items():
+      print(
+        f"DAMAGED: the checkpoint of step {bad} in {self._directory}: {why}."
+        f" That of step {step} is used instead.",
+        flush=True,
+      )
+      if self._writable:
+        aside = runs.set_aside(self._directory / str(bad))
+        print(f"The damaged one is kept as {aside.name}.", flush=True)
+    if damaged and self._writable:
+      self._manager.reload()
 
   def _nothing(self):
     return ValueError(
       f"There is no checkpoint in {self._directory}: train first."
     )
 
-  def _check_base(self, step, base):
-    meta = self._manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )["meta"]
-    if meta["base"] != base:
+  def _meta(self, step):
+    """What a checkpoint says of itself, whole."""
+    with _damage("meta"):
+      meta = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      )["meta"]
+    if set(meta) == {"base", "data"}:
       raise ValueError(
-        "The adapters were trained on another base model: its sha256 was"
-        f" {meta['base']}, the one at hand is {base}. Name the same base."
+        f"The checkpoint of step {step} in {self._directory} is of an earlier"
+        " version of sira_jax, without checksums: give another --workdir."
       )
+    if meta.get("checksum") != _checksum(meta):
+      raise _Damaged("its meta does not have its checksum")
     return meta
 
-  def _read(self, step, items):
+  def _check_kinds(self, step, meta, items):
+    """Raises ValueError where the arrays are not of the shapes at hand."""
+    here = checksums.kinds(items)
+    there = {
+      path: text.split()[0]
+      for path, text in meta["arrays"].items()
+      if path.partition(".")[0] in items
+    }
+    for path in sorted(here.keys() | there.keys()):
+      one, other = there.get(path, "nothing"), here.get(path, "nothing")
+      if one != other:
+        raise ValueError(
+          f"The checkpoint of step {step} in {self._directory} does not fit the"
+          f" adapters of this config: {path} is {one} there, and {other} here."
+        )
+
+  def _read(self, step, items, meta):
     args = {
       name: ocp.args.StandardRestore(_abstract(tree))
       for name, tree in items.items()
     }
-    try:
-      return self._manager.restore(step, args=ocp.args.Composite(**args))
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"The checkpoint of step {step} in {self._directory} does not fit the"
-        f" adapters of this config: {str(error).splitlines()[0]}"
-      ) from error
+    for name in [*args, "data"]:
+      with _damage(name), _silence():
+        arg = args.get(name, ocp.args.JsonRestore())
+        args[name] = self._manager.restore(
+          step, args=ocp.args.Composite(**{name: arg})
+        )[name]
+    if args.pop("data") != {"batches": step}:
+      raise _Damaged("its data is not of its step")
+    for path, text in checksums.of(args).items():
+      if meta["arrays"][path] != text:
+        raise _Damaged(f"{path} does not have its checksum")
+    return args
+
+
+class _Damaged(Exception):
+  """A checkpoint cannot be read as it was written; the text says what."""
+
+
+@contextlib.contextmanager
+def _damage(item):
+  """Takes any error of reading an item for damage to it.
+
+  Orbax raises nearly anything there; memory that runs out is no damage, nor is
+  a file that this user may not read.
+  """
+  try:
+    yield
+  except (MemoryError, PermissionError):
+    raise
+  except Exception as error:
+    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    raise _Damaged(f"its {item} cannot be read ({why})") from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+  """Discards what is written to file descriptor 2.
+
+  Where a file is damaged, TensorStore's threads print pages about the other
+  files; the error itself is raised.
+  """
+  saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, 2)
+  try:
+    yield
+  except Exception:
+    gc.collect()  # coroutines that nobody awaits would complain later
+    raise
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
+    os.close(null)
+
+
+@contextlib.contextmanager
+def _write_errors() -> Iterator[None]:
+  """Makes TensorStore's errors of the system the OSErrors that they are."""
+  try:
+    yield
+  except ValueError as error:
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if not code:
+      raise
+    number = int(code[1])
+    raise OSError(number, f"{os.strerror(number)}, for a checkpoint") from error
+
+
+def _checksum(meta):
+  """Of all else in `meta`."""
+  rest = {name: value for name, value in meta.items() if name != "checksum"}
+  return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _check_hashes(meta, hashes):
+  """Raises ValueError where the numbers belong to another base or data."""
+  if meta["base"] != hashes["base"]:
+    raise ValueError(
+      "The adapters were trained on another base model: its sha256 was"
+      f" {meta['base']}, the one at hand is {hashes['base']}. Name the same"
+      " base."
+    )
+  if meta["data"] != hashes.get("data", meta["data"]):
+    raise ValueError(
+      "The run was trained on other data: the fingerprint of its mixture"
+      f" was {meta['data'][:12]}, now it is {hashes['data'][:12]}. Was a data"
+      " package updated? Restore it, or start a new --workdir."
+    )
 
 
 def _items(state):
   return {
-    "adapter": nnx.to_pure_dict(state.trainable),
+    "adapter": nnx.to_pure_dict(
+      nnx.merge_state(state.trainable, state.constants)
+    ),
     "optimizer": _leaves(state.optimizer),
     "random": {"step": state.step, "key": jax.random.key_data(state.key)},
   }
@@ -172,13 +327,16 @@ def _leaves(tree):
 
 
 def _state(like, found):
-  trainable = jax.tree.map(lambda leaf: leaf, like.trainable)
-  nnx.replace_by_pure_dict(trainable, found["adapter"])
+  adapter = nnx.merge_state(like.trainable, like.constants)
+  adapter = jax.tree.map(lambda leaf: leaf, adapter)
+  nnx.replace_by_pure_dict(adapter, found["adapter"])
+  trainable, constants = nnx.filter_state(adapter, Trainable, AdapterConstant)
   paths = jax.tree_util.tree_flatten_with_path(like.optimizer)[0]
   leaves = [found["optimizer"][jax.tree_util.keystr(p)] for p, _ in paths]
   return TrainState(
     step=found["random"]["step"],
     trainable=trainable,
+    constants=constants,
     optimizer=jax.tree.unflatten(jax.tree.structure(like.optimizer), leaves),
     key=jax.random.wrap_key_data(found["random"]["key"]),
   )

@@ -20,18 +20,21 @@ from sira_jax.adapters.surgery import Rule
 
 
 def group(
-  function: Callable[..., Any], **values: Any
+  function: Callable[..., Any], *, given: Sequence[str] = (), **values: Any
 ) -> config_dict.ConfigDict:
   """A config group: the keyword arguments of `function`, settable by flag.
 
   Args:
     function: whose signature has the defaults.
+    given: arguments that the scripts supply and a config does not have.
     **values: instead of the defaults; None becomes a field that a flag can
       set to a value of the argument's type.
   """
   fields = config_dict.ConfigDict()
   hints = typing.get_type_hints(function)
   for name, parameter in _keywords(function).items():
+    if name in given:
+      continue
     value = values.pop(name, parameter.default)
     if value is parameter.empty:
       raise ValueError(f"{function.__name__} needs {name}: give its value.")
@@ -74,6 +77,17 @@ def rules(groups: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
     except ValueError as error:
       raise ValueError(f"config.rules.{name}: {error}") from None
   return tuple(found)
+
+
+def factory(fields: Mapping[str, Any], **changes: Any) -> Any:
+  """The adapter factory that one `rule` group states, with some changes.
+
+  Raises:
+    ValueError: a value that the method refuses.
+  """
+  settings = {**fields, **changes}
+  settings.pop("path")
+  return methods.create(settings.pop("method"), **settings)
 
 
 def check(

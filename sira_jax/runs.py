@@ -1,43 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's directory: its config, its metrics, and no second run in it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import errno
+import fcntl
 import json
+import math
 import os
 import pathlib
-import signal
 import sys
-from typing import Any
-import zlib
+from typing import Any, TypeVar
 
-from absl import app, flags, logging
-import jax
+from absl import logging
 import ml_collections
 
-from sira_jax import configuration
-from sira_jax.formats import sources
+from sira_jax import configuration, evaluation
 
-# What a stopped run exits with: "try again later" of BSD's sysexits.
-STOPPED = 75
+T = TypeVar("T")
+
+_LOCK = ".lock"
+# What may be changed on the way: no step that was taken depends on it.
+_FREE = {"training": {"nonfinite"}}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_workdir(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> pathlib.Path:
-  """Makes or reopens a run's directory.
+) -> int:
+  """Makes or reopens a run's directory, for this process alone.
+
+  Returns:
+    The descriptor of its lock, which holds until it is closed or the process
+    ends, however that ends.
 
   Raises:
-    ValueError: as `check_workdir`.
+    ValueError: as `check_workdir`, or another process is training there.
   """
   check_workdir(workdir, config)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").exists():
-      write(workdir / "config.json", configuration.as_json(config))
+    lock = _lock(workdir)
+    file, text = workdir / "config.json", configuration.as_json(config)
+    if not file.exists() or file.read_text() != text:
+      write(file, text)
   except OSError as error:
     raise ValueError(f"The workdir {workdir} cannot be used: {error}") from None
-  return workdir
+  return lock
 
 
 def check_workdir(
@@ -52,7 +61,7 @@ def check_workdir(
   file = workdir / "config.json"
   if file.exists():
     new = json.loads(configuration.as_json(config))
-    changed = configuration.differences(_read(file), new)
+    changed = configuration.differences(_fixed(_read(file)), _fixed(new))
     if changed:
       raise ValueError(
         f"{workdir} holds a run of another config; there and here:\n  "
@@ -65,8 +74,8 @@ def check_workdir(
   if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
     what = "cannot be written" if there.is_dir() else "is no folder"
     raise ValueError(f"The workdir {workdir} cannot be used: {there} {what}.")
-  # What `write` leaves if it is killed is not something else.
-  known = f".{file.name}"
+  # What `open_workdir` leaves if it is killed is not something else.
+  known = (_LOCK, f".{file.name}")
   foreign = (p for p in workdir.glob("*") if not p.name.startswith(known))
   if not file.exists() and any(foreign):
     raise ValueError(
@@ -90,11 +99,115 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(_read(file))
 
 
-def write(file: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all, whenever the process may die."""
+def before(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
+  """before.json of another run, whose base is scored as this config's would be.
+
+  Raises:
+    ValueError: it has none, or scored another base, or otherwise.
+  """
+  file = workdir / "before.json"
+  other = load_config(workdir).to_dict()
+  own = json.loads(configuration.as_json(config))
+  groups = ("base", "mixture", "evaluation", "decoding")
+  one, two = ({k: of.get(k) for k in groups} for of in (other, own))
+  changed = configuration.differences(one, two)
+  if changed or not file.exists():
+    raise ValueError(
+      f"The scores before training cannot be those of {workdir}: "
+      + ("\n  ".join(["", *changed]) if changed else "it has none.")
+    )
+  return file.read_text()
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
+  """Ends the program with a message where a file cannot be written or read.
+
+  All that a run leaves is written whole or not at all, so that nothing needs
+  repair. With `$SIRA_JAX_TRACEBACK` set, the traceback is shown.
+  """
+  try:
+    yield
+  except OSError as error:
+    if os.environ.get("SIRA_JAX_TRACEBACK"):
+      raise
+    what = str(error)
+    if error.errno in _FULL:
+      what = f"There is no space left for the run in {workdir} ({error}): free"
+      what += " some, or move the folder and give its new place as --workdir"
+    elif isinstance(error, FileNotFoundError):
+      what = f"A file has gone while the run needed it ({error}): put it back"
+    elif isinstance(error, PermissionError):
+      what = f"The system allows no access ({error}): allow it"
+    sys.exit(
+      f"error: {what}. What was saved is whole, and the same command goes on"
+      " from there."
+    )
+
+
+def load(file: pathlib.Path, read: Callable[[str], T]) -> T | None:
+  """What a file of a run holds, or None where that has to be computed anew.
+
+  A damaged file is moved aside, and said.
+
+  Args:
+    file: may be missing.
+    read: its text -> what it holds; raises where it cannot.
+  """
+  if not file.exists():
+    return None
+  try:
+    return read(file.read_text())
+  except (ValueError, TypeError, KeyError) as error:
+    aside = set_aside(file)
+    print(
+      f"DAMAGED: {file} cannot be read ({_first_line(error)}); it is now"
+      f" {aside.name}, and computed anew.",
+      flush=True,
+    )
+    return None
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Renames what is damaged to NAME.damaged, or .damaged2 and so on."""
+  number, aside = 1, path.with_name(f"{path.name}.damaged")
+  while aside.exists():
+    number += 1
+    aside = path.with_name(f"{path.name}.damaged{number}")
+  return path.rename(aside)
+
+
+def write(file: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file whole or not at all, whenever the machine may die."""
+  if isinstance(content, str):
+    content = content.encode()
   temporary = file.with_name(f".{file.name}.{os.getpid()}")
-  temporary.write_text(text)
+  try:
+    with temporary.open("wb") as stream:
+      stream.write(content)
+      stream.flush()
+      os.fsync(stream.fileno())
+  except OSError:  # where there is no space, half a file would only take some
+    temporary.unlink(missing_ok=True)
+    raise
   temporary.replace(file)
+  folder = os.open(file.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)  # the new name is the folder's content
+  finally:
+    os.close(folder)
+
+
+def results(workdir: pathlib.Path) -> str | None:
+  """The table of a finished run; None where it is still to be made.
+
+  results.json has all of it; a damaged results.md is written again.
+  """
+  table = load(workdir / "results.json", _table)
+  file = workdir / "results.md"
+  if table is not None and load(file, lambda text: _same(text, table)) is None:
+    write(file, table + "\n")
+  return table
 
 
 def listing(workdir: pathlib.Path) -> str:
@@ -103,156 +216,140 @@ def listing(workdir: pathlib.Path) -> str:
   return ", ".join(sorted(name for name in names if name[0] != "."))
 
 
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-  """Ends the program with a mistake's message and no traceback.
-
-  For what a script does before its first step, where a ValueError or the
-  system's OSError is a user's mistake. With `$SIRA_JAX_TRACEBACK` set, the
-  traceback is shown.
-  """
-  try:
-    yield
-  except (ValueError, OSError) as error:
-    if os.environ.get("SIRA_JAX_TRACEBACK"):
-      raise
-    sys.exit(f"error: {error}")
-
-
-@contextlib.contextmanager
-def flag_errors() -> Iterator[None]:
-  """As `user_errors`, for where flags are defined or read."""
-  with user_errors():
-    try:
-      yield
-    except AttributeError as error:
-      (cause,) = error.args  # the KeyError of a ConfigDict, or a text
-      name = cause.args[0] if isinstance(cause, KeyError) else cause
-      raise ValueError(f"The config has no such field: {name}") from error
-    except flags.Error as error:
-      # Where a config file raises, config_flags makes its traceback the text.
-      inner = error.__context__ and error.__context__.__context__
-      raise ValueError(inner or error) from error
-
-
-def start(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a script's `main`, given the arguments that flags leave over.
-
-  A mistake in a flag ends with its message. So does Ctrl-C or SIGTERM where
-  nothing has to be saved, and with the code `STOPPED`.
-  """
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-  def parse(argv):
-    with flag_errors():
-      return flags.FLAGS(argv)
-
-  try:
-    app.run(main, flags_parser=parse)
-  except KeyboardInterrupt:
-    message = "\nStopped; the same command goes on from what is saved."
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(STOPPED)
-
-
-def refuse_arguments(argv: Sequence[str]) -> None:
-  """Raises ValueError if flags left any argument over."""
-  if argv[1:]:
-    raise ValueError(
-      f"Unexpected arguments {argv[1:]}: flags are written --NAME=VALUE."
-    )
-
-
-def begin_process() -> None:
-  """What a script does first: quiets libraries, caches compiled programs.
-
-  Compiled programs are kept in the user's cache folder for later starts.
-  """
-  logging.set_verbosity(logging.WARNING)
-  folder = sources.cache_folder() / "compilations"
-  _drop_halves(folder)
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+def logged(file: pathlib.Path) -> int:
+  """The step up to which a metrics.jsonl has a line for every step."""
+  found = {_step(line) for line in _lines(file)}
+  step = 0
+  while step + 1 in found:
+    step += 1
+  return step
 
 
 class MetricsLog:
   """metrics.jsonl: one JSON object a line, in step order, appended.
 
+  A number that JSON has none for (nan, inf) is written as null.
+
   Args:
     file: the log.
     step: where the run goes on; later lines, of steps that will be taken
-      again, are dropped.
+      again, are dropped, and lines that are damaged.
+
+  Attributes:
+    skipped: the steps whose update was left out, oldest first.
   """
 
   def __init__(self, file: pathlib.Path, *, step: int):
-    lines = file.read_text().splitlines() if file.exists() else []
-    kept = [line for line in lines if _step(line) <= step]
-    write(file, "".join(line + "\n" for line in kept))
+    kept = {_step(line): line for line in _lines(file) if _step(line) <= step}
+    lacking = step - len(kept)
+    if lacking:
+      print(f"{file} lacks the lines of {lacking} steps.", flush=True)
+    lines = [kept[number] for number in sorted(kept)]
+    write(file, "".join(line + "\n" for line in lines))
     self._stream = file.open("a")
+    self.skipped = [
+      number
+      for number in sorted(kept)
+      if json.loads(kept[number]).get("skipped")
+    ]
 
   def append(self, values: Mapping[str, Any]) -> None:
     """Adds a line; `values` has a "step"."""
-    self._stream.write(json.dumps(values) + "\n")
+    line = json.dumps({name: _number(value) for name, value in values.items()})
+    self._stream.write(line + "\n")
     self._stream.flush()
+    if values.get("skipped"):
+      self.skipped.append(values["step"])
+
+  def sync(self) -> None:
+    """Has the lines on the disk, as they must be before their checkpoint is."""
+    os.fsync(self._stream.fileno())
 
   def close(self) -> None:
     """Closes the file."""
     self._stream.close()
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[signal.Signals]]:
-  """Yields a list that Ctrl-C and SIGTERM append to, instead of killing.
-
-  A second signal kills as usual.
-  """
-  received: list[signal.Signals] = []
-  kinds = (signal.SIGINT, signal.SIGTERM)
-  before = {kind: signal.getsignal(kind) for kind in kinds}
-
-  def receive(number, _):
-    received.append(signal.Signals(number))
-    for kind in kinds:
-      signal.signal(kind, before[kind])
-
-  for kind in kinds:
-    signal.signal(kind, receive)
+def _lock(workdir):
+  """Takes the lock of `workdir`; the system gives it back at any death."""
+  lock = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
   try:
-    yield received
-  finally:
-    for kind in kinds:
-      signal.signal(kind, before[kind])
-
-
-def _drop_halves(folder):
-  """Removes what a process was killed in the midst of writing.
-
-  JAX would warn of such an entry, and compile its program, at every start.
-  What was written before the last look is not looked at again.
-  """
-  stamp = folder / "checked"
-  last = stamp.stat().st_mtime_ns if stamp.exists() else 0
-  new = [f for f in folder.glob("*-cache") if f.stat().st_mtime_ns >= last]
-  if new:
-    stamp.touch()
-  for file in new:
-    entry = file.read_bytes()
-    try:
-      # JAX compresses with zstandard instead where that is installed.
-      if not entry.startswith(b"\x28\xb5\x2f\xfd"):
-        zlib.decompress(entry)
-    except zlib.error:
-      file.unlink(missing_ok=True)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(lock)
+    raise ValueError(
+      f"Now another process is training in {workdir}. Wait for it, stop it, or"
+      " give another --workdir."
+    ) from None
+  except OSError as error:  # some network file systems have no locks
+    logging.warning(
+      "%s: nothing keeps a second process out: %s.", workdir, error
+    )
+  return lock
 
 
 def _read(file):
   try:
-    return json.loads(file.read_text())
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+      raise ValueError("it holds no JSON object")
   except (OSError, ValueError) as error:
-    raise ValueError(f"{file} cannot be read: {error}") from None
+    raise ValueError(
+      f"{file} cannot be read: {_first_line(error)}. Nothing else of the run is"
+      " lost: put a copy of the file back. The run's own command, given another"
+      " --workdir, writes the same one as it starts."
+    ) from None
+  return found
+
+
+def _table(text):
+  """The table of what a results.json holds."""
+  names = ("task", "language", "zero_shot", "count")
+  before, after = (
+    [
+      evaluation.Result(scores=one[when], **{name: one[name] for name in names})
+      for one in json.loads(text)
+    ]
+    for when in ("before", "after")
+  )
+  return evaluation.table(before, after)
+
+
+def _same(text, table):
+  if text != table + "\n":
+    raise ValueError("it is not the table of results.json")
+  return text
+
+
+def _fixed(config):
+  """A config without what may change on the way."""
+  return {
+    name: {k: v for k, v in group.items() if k not in _FREE.get(name, ())}
+    if isinstance(group, dict)
+    else group
+    for name, group in config.items()
+  }
+
+
+def _lines(file):
+  if not file.exists():
+    return []
+  # A damaged byte spoils its own line alone.
+  return file.read_text(errors="replace").splitlines()
 
 
 def _step(line):
   try:
-    return json.loads(line)["step"]
-  except ValueError:
-    return float("inf")  # the half line of a process that was killed
+    return int(json.loads(line)["step"])
+  except (ValueError, TypeError, KeyError):
+    return math.inf  # damaged, or the half line of a process that was killed
+
+
+def _number(value):
+  return (
+    None if isinstance(value, float) and not math.isfinite(value) else value
+  )
+
+
+def _first_line(error):
+  return (str(error).splitlines() or [type(error).__name__])[0]

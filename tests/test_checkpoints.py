@@ -56,6 +56,7 @@ def _change(state, number):
   return training.TrainState(
     step=add(state.step),
     trainable=jax.tree.map(add, state.trainable),
+    constants=state.constants,
     optimizer=jax.tree.map(add, state.optimizer),
     key=jax.random.fold_in(state.key, number),
   )

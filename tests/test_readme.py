@@ -64,7 +64,7 @@ def test_commands_run(tmp_path):
     )
     assert done.returncode == 0, (command, done.stderr[-2000:])
   made = {path.name for path in (tmp_path / "runs").iterdir()}
-  assert made == {"quickstart", "quickstart-lora", "eight"}
+  assert made == {"quickstart", "quickstart-lora", "quickstart-sora", "eight"}
 
 
 def test_wrong_field_is_named(tmp_path):
@@ -84,7 +84,7 @@ def test_wrong_field_is_named(tmp_path):
 def test_python_example_runs(capsys):
   code = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
   exec(compile(code, "README.md", "exec"), {})
-  assert "('layers.0', 32, 64, 1792)" in capsys.readouterr().out
+  assert "('layers.0', (32, 64), 1792)" in capsys.readouterr().out
 
 
 def test_map_is_true():

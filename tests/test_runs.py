@@ -1,9 +1,14 @@
-"""A run's directory, its log, signals and errors."""
+"""A run's directory and its log."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
-import signal
+import resource
+import stat
+import subprocess
+import sys
 
 import ml_collections
 import pytest
@@ -18,14 +23,14 @@ def config(rate=0.5):
 def test_a_workdir_is_made_and_reopened(tmp_path):
   workdir = tmp_path / "deep" / "run"
   for _ in range(2):
-    assert runs.open_workdir(workdir, config()) == workdir
+    os.close(runs.open_workdir(workdir, config()))
   assert runs.load_config(workdir).a.rate == 0.5
   assert list(runs.load_config(workdir).names) == ["x", "y"]
-  assert [p.name for p in workdir.iterdir()] == ["config.json"]
+  assert {p.name for p in workdir.iterdir()} == {".lock", "config.json"}
 
 
 def test_another_config_is_refused(tmp_path):
-  runs.open_workdir(tmp_path, config())
+  os.close(runs.open_workdir(tmp_path, config()))
   with pytest.raises(ValueError, match=r"config\.a\.rate: 0\.5 -> 0\.7\n"):
     runs.open_workdir(tmp_path, config(0.7))
 
@@ -40,14 +45,58 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_process_killed_while_it_made_the_workdir(tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(pathlib.Path, "replace", _killed)
+    patch.setattr(runs, "_lock", _lock_of_the_dead)
     runs.open_workdir(tmp_path, config())
-  assert len(list(tmp_path.iterdir())) == 1
+  assert len(list(tmp_path.iterdir())) == 2
   runs.open_workdir(tmp_path, config())
   assert runs.load_config(tmp_path).a.rate == 0.5
 
 
 def _killed(*_):
   raise KeyboardInterrupt
+
+
+def _lock_of_the_dead(workdir, lock=runs._lock):
+  os.close(lock(workdir))
+
+
+HOLDER = """
+import pathlib, sys
+import ml_collections
+from sira_jax import runs
+
+config = ml_collections.ConfigDict({"a": {"rate": 0.5}, "names": ("x", "y")})
+runs.open_workdir(pathlib.Path(sys.argv[1]), config)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_cannot_train_in_one_workdir(tmp_path):
+  workdir = tmp_path / "run"
+  with subprocess.Popen(
+    [sys.executable, "-c", HOLDER, workdir],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  ) as other:
+    try:
+      assert other.stdout.readline() == b"open\n"
+      with pytest.raises(ValueError, match="another process is training in"):
+        runs.open_workdir(workdir, config())
+      runs.check_workdir(workdir, config())  # only training excludes
+    finally:
+      other.kill()
+  runs.open_workdir(workdir, config())
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+  def flock(*_):
+    raise OSError(errno.ENOLCK, "no locks")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  runs.open_workdir(tmp_path, config())
+  assert runs.load_config(tmp_path).a.rate == 0.5
+  assert "nothing keeps a second process out" in caplog.text
 
 
 def test_a_file_is_no_workdir(tmp_path):
@@ -62,11 +111,25 @@ def test_no_run_to_load(tmp_path):
     runs.load_config(tmp_path)
 
 
-def test_a_broken_config_is_named(tmp_path):
-  (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff"])
+def test_a_broken_config_is_named(tmp_path, content):
+  (tmp_path / "config.json").write_bytes(content)
   for read in (runs.load_config, lambda w: runs.open_workdir(w, config())):
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json cannot be read.*copy"):
       read(tmp_path)
+
+
+def test_what_may_change_on_the_way(tmp_path):
+  """No step that was taken depends on it, and the run has the new one."""
+  changed = config()
+  changed.training = {"nonfinite": "stop", "steps": 3}
+  os.close(runs.open_workdir(tmp_path, changed))
+  changed.training.nonfinite = "skip"
+  os.close(runs.open_workdir(tmp_path, changed))
+  assert runs.load_config(tmp_path).training.nonfinite == "skip"
+  changed.training.steps = 4
+  with pytest.raises(ValueError, match=r"config\.training\.steps: 3 -> 4\n"):
+    runs.open_workdir(tmp_path, changed)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -78,6 +141,55 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   assert file.read_text() == "old"
   runs.write(file, "new")
   assert file.read_text() == "new"
+
+
+def test_where_there_is_no_space_nothing_is_left(tmp_path):
+  """Files may not grow beyond 1 kB, as if the disk were full."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  runs.write(tmp_path / "file", b"old")
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+  try:
+    with pytest.raises(OSError, match="File too large"):
+      runs.write(tmp_path / "file", "x" * 2000)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert (tmp_path / "file").read_bytes() == b"old"
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_damaged_is_moved_aside(tmp_path, capsys):
+  file = tmp_path / "a.json"
+  assert runs.load(file, json.loads) is None
+  assert capsys.readouterr().out == ""
+  file.write_text("[1, 2]")
+  assert runs.load(file, json.loads) == [1, 2]
+  for content in (b"[1, 2", b"\xff"):
+    file.write_bytes(content)
+    assert runs.load(file, json.loads) is None
+    assert f"DAMAGED: {file} cannot be read" in capsys.readouterr().out
+  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+    "a.json.damaged": b"[1, 2",
+    "a.json.damaged2": b"\xff",
+  }
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  did, sync, replace = [], os.fsync, pathlib.Path.replace
+
+  def synced(descriptor):
+    state = os.fstat(descriptor)
+    folder = stat.S_ISDIR(state.st_mode)
+    did.append("folder" if folder else f"{state.st_size} bytes")
+    sync(descriptor)
+
+  def replaced(*paths):
+    did.append("name")
+    return replace(*paths)
+
+  monkeypatch.setattr(os, "fsync", synced)
+  monkeypatch.setattr(pathlib.Path, "replace", replaced)
+  runs.write(tmp_path / "file", "text")
+  assert did == ["4 bytes", "name", "folder"]
 
 
 def test_listing(tmp_path):
@@ -102,6 +214,36 @@ def test_log_goes_on_where_the_run_does(tmp_path):
   assert [(x["step"], x["loss"]) for x in lines] == [(1, 0.5), (2, 1), (3, 9)]
 
 
+def test_a_damaged_log(tmp_path, capsys):
+  """Only what is damaged is dropped, and it is said how much."""
+  file = tmp_path / "metrics.jsonl"
+  assert runs.logged(file) == 0
+  rows = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
+  file.write_text("\n".join(rows))
+  assert runs.logged(file) == 4
+  rows[2:3] = ["17", "null", '{"loss": 3}', "\ud800"]
+  file.write_bytes("\n".join(rows).encode(errors="surrogatepass"))
+  assert runs.logged(file) == 2
+  runs.MetricsLog(file, step=4).close()
+  assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 4}\n'
+  assert "lacks the lines of 1 steps" in capsys.readouterr().out
+
+
+def test_a_log_is_json(tmp_path):
+  """Which has no nan; and it knows which steps were left out."""
+  file = tmp_path / "log"
+  log = runs.MetricsLog(file, step=0)
+  for step, skipped in ((1, 0.0), (2, 1.0), (3, 1.0)):
+    loss = float("nan") if skipped else 1.0
+    log.append({"step": step, "loss": loss, "skipped": skipped})
+  assert log.skipped == [2, 3]
+  log.close()
+  assert '"loss": null' in file.read_text() and "NaN" not in file.read_text()
+  log = runs.MetricsLog(file, step=2)
+  log.close()
+  assert log.skipped == [2]
+
+
 def test_each_line_is_in_the_file_at_once(tmp_path):
   log = runs.MetricsLog(tmp_path / "log", step=0)
   log.append({"step": 1})
@@ -109,40 +251,25 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
   log.close()
 
 
-@pytest.fixture
-def interruptible():
-  """Python's handler of Ctrl-C; a shell's background job is born without."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_signals(kind, interruptible):
-  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-  with runs.stop_signals() as received:
-    assert received == []
-    os.kill(os.getpid(), kind)
-    assert received == [kind]
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.SIGINT)  # the second one does as usual
-      signal.pause()
-  after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-  assert before == after
-
-
-def test_a_user_sees_a_message_and_no_traceback(monkeypatch):
+@pytest.mark.parametrize(
+  "error, words",
+  [
+    (OSError(errno.ENOSPC, "No space"), "no space left for the run in"),
+    (OSError(errno.EDQUOT, "Quota"), "no space left for the run in"),
+    (FileNotFoundError(errno.ENOENT, "No file", "rows.json"), "put it back"),
+    (PermissionError(errno.EACCES, "Denied", "rows.json"), "allow it"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+  ],
+)
+def test_what_the_system_refuses_is_one_error(
+  tmp_path, monkeypatch, error, words
+):
   monkeypatch.delenv("SIRA_JAX_TRACEBACK", raising=False)
-  with pytest.raises(SystemExit, match="error: no such l"), runs.user_errors():
-    raise ValueError("no such layer")
+  with pytest.raises(SystemExit) as raised, runs.storage_errors(tmp_path):
+    raise error
+  message = str(raised.value)
+  assert message.startswith("error: ") and "\n" not in message
+  assert words in message and "the same command goes on" in message
   monkeypatch.setenv("SIRA_JAX_TRACEBACK", "1")
-  with pytest.raises(ValueError, match="no such layer"), runs.user_errors():
-    raise ValueError("no such layer")
-  with pytest.raises(TypeError), runs.user_errors():
-    raise TypeError("ours")
-
-
-def test_left_over_arguments_are_refused():
-  runs.refuse_arguments(["train.py"])
-  with pytest.raises(ValueError, match=r"\['workdir=x'\]"):
-    runs.refuse_arguments(["train.py", "workdir=x"])
+  with pytest.raises(OSError), runs.storage_errors(tmp_path):
+    raise error

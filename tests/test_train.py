@@ -12,15 +12,14 @@ import signal
 import subprocess
 import sys
 import types
-import zlib
 
 from absl import flags
 import numpy as np
 import pytest
 
-from benchmarks import fault_drill
+from benchmarks import faults
 from configs import quickstart
-from sira_jax import assembly, checkpoints, runs
+from sira_jax import assembly, checkpoints, process, runs
 from tests import tiny_base
 import train
 
@@ -73,7 +72,7 @@ def arguments(base):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, arguments):
   """A run that nothing happened to."""
-  run = fault_drill.Run(tmp_path_factory.mktemp("whole") / "run", arguments)
+  run = faults.Run(tmp_path_factory.mktemp("whole") / "run", arguments)
   run.finish()
   return run
 
@@ -95,6 +94,7 @@ def contents(folder):
 
 def test_what_a_run_leaves(whole):
   assert sorted(p.name for p in whole.workdir.iterdir()) == [
+    ".lock",
     "before.json",
     "checkpoints",
     "config.json",
@@ -149,40 +149,41 @@ def test_eval_prints_the_same_table(whole):
 def test_a_restored_model_says_the_same(whole):
   # The table of so small a model is all zeros; its answers are its own.
   config = runs.load_config(whole.workdir)
-  run = assembly.build(config)
+  run = assembly.build(config, whole.workdir)
   folder = whole.workdir / "checkpoints"
   with checkpoints.Checkpoints(folder, writable=False) as saved:
     saved.restore_adapter(run.base.model, base=run.base.fingerprint)
-  _, answers = assembly.score(run, config)
+  _, answers = assembly.score(run, config, sets=run.sets)
   lines = (whole.workdir / "predictions.jsonl").read_text().splitlines()
   expected = [json.loads(line)["prediction"] for line in lines]
   assert [answer for one in answers for answer in one] == expected
-  _, untrained = assembly.score(assembly.build(config), config)
+  fresh = assembly.build(config, whole.workdir)
+  _, untrained = assembly.score(fresh, config, sets=run.sets)
   assert untrained != answers
 
 
 def test_stopped_runs_continue(tmp_path, arguments, whole):
-  run = fault_drill.Run(tmp_path / "run", arguments)
+  run = faults.Run(tmp_path / "run", arguments)
   for phase, kind in (
     ("first scores", signal.SIGTERM),
     ("training", signal.SIGTERM),
     ("training", signal.SIGINT),
   ):
     fault = run.interrupt(phase, kind, after=0.0)
-    assert fault.code == runs.STOPPED
+    assert fault.code == process.STOPPED
     assert fault.saved == fault.step  # all that was done was saved
     assert fault.partial == 0
     assert "Traceback" not in run.log.read_text()
     assert run.says("topped") and run.says("he same command")
   run.finish()
-  assert fault_drill.differences(whole, run) == []
+  assert faults.differences(whole, run) == []
 
 
 def test_killed_runs_continue(tmp_path, arguments, whole):
-  run = fault_drill.Run(tmp_path / "run", arguments)
+  run = faults.Run(tmp_path / "run", arguments)
   draw = random.Random(0)
   for phase, longest in (
-    ("checkpoint", fault_drill.WRITING),
+    ("checkpoint", faults.WRITING),
     ("start-up", 10.0),
     ("results", 1.0),
   ):
@@ -193,7 +194,7 @@ def test_killed_runs_continue(tmp_path, arguments, whole):
   assert fault.saved == STEPS
   run.finish()
   assert not run.says("Training;")  # the last scores were all that lacked
-  assert fault_drill.differences(whole, run) == []
+  assert faults.differences(whole, run) == []
 
 
 def test_the_default_workdir():
@@ -217,14 +218,15 @@ def fails(message):
 def start(monkeypatch, tmp_path, base):
   """Calls train.py's main with some changes to the config."""
   monkeypatch.delenv("SIRA_JAX_TRACEBACK", raising=False)
-  monkeypatch.setattr(runs, "begin_process", lambda: None)
+  monkeypatch.setattr(process, "prepare", lambda: None)
 
   def main(changes, workdir=tmp_path / "run"):
     config = quickstart.get_config()
     config.base.sha256 = None
     config.update_from_flattened_dict({"base.uri": str(base.file)} | SETTINGS)
     config.update_from_flattened_dict(changes)
-    for flag, value in (("_CONFIG", config), ("_WORKDIR", str(workdir))):
+    values = {"_CONFIG": config, "_WORKDIR": str(workdir), "_BEFORE": None}
+    for flag, value in values.items():
       given = types.SimpleNamespace(value=value)
       monkeypatch.setattr(train, flag, given)
     train.main(["train.py"])
@@ -249,6 +251,9 @@ def start(monkeypatch, tmp_path, base):
     ({"base.dtype": None}, "config.base: dtype cannot be none"),
     ({"seed": None}, "config.seed"),
     ({"training.steps": 0}, "training.steps must be at least 1, got 0"),
+    ({"optimizer.kind": "sgd"}, "optimizer.kind must be one of .*'adamw'"),
+    ({"rules.mlp.gate": 1.0}, "rules have gates, but the config has no group"),
+    ({"rules.mlp.level": "example"}, "runs of this script decode token by"),
     ({"batches.batch_size": 0}, "batches.batch_size must be at least 1"),
     ({"evaluation.examples": 0}, "evaluation.examples must be at least 1"),
     ({"decoding.batch_size": 0}, "decoding.batch_size must be at least 1"),
@@ -313,7 +318,8 @@ def test_another_base_is_refused(start, copy, base, monkeypatch):
   # The file is replaced by another, and the config trusts it.
   config = json.loads((copy / "config.json").read_text())
   config["base"]["sha256"] = None
-  (copy / "config.json").write_text(json.dumps(config))
+  text = json.dumps(config, indent=2, sort_keys=True)
+  (copy / "config.json").write_text(text)
   before = contents(copy)
   try:
     tiny_base.write(base.file, seed=1)
@@ -348,7 +354,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(start, tmp_path):
 
 
 def test_eval_needs_a_run(monkeypatch, tmp_path, copy):
-  monkeypatch.setattr(runs, "begin_process", lambda: None)
+  monkeypatch.setattr(process, "prepare", lambda: None)
   given = types.SimpleNamespace(value=tmp_path / "none")
   monkeypatch.setattr(evaluation, "_WORKDIR", given)
   with fails("There is no run in"):
@@ -376,13 +382,3 @@ def test_a_wrong_flag_is_one_error(tmp_path, arguments, message):
   assert re.match(rf"error: (.|\n)*{message}", done.stderr), done.stderr
   assert "Traceback" not in done.stderr and done.stderr.count("rror:") == 1
   assert list(tmp_path.iterdir()) == []
-
-
-def test_a_compilation_cut_short_is_dropped(tmp_path):
-  entry = zlib.compress(bytes(range(256)) * 9)
-  whole, half = tmp_path / "a-cache", tmp_path / "b-cache"
-  whole.write_bytes(entry)
-  half.write_bytes(entry[: len(entry) // 2])
-  (tmp_path / "c-cache").write_bytes(b"")
-  runs._drop_halves(tmp_path)
-  assert list(tmp_path.glob("*-cache")) == [whole]

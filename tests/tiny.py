@@ -31,20 +31,23 @@ def base(*, tied: bool = True, dtype=jnp.float32, remat: bool = False):
   return decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
 
 
-def adapted(method: str = "lora", *, path: str = SITES, **settings):
+def adapted(
+  method: str = "lora", *, path: str = SITES, seed: int = 1, **settings
+):
   """The base with adapters at `path`."""
   model = base()
   factory = methods.create(method, **settings)
-  surgery.adapt(model, [surgery.Rule(path, factory)], rngs=nnx.Rngs(1))
+  surgery.adapt(model, [surgery.Rule(path, factory)], rngs=nnx.Rngs(seed))
   return model
 
 
 def randomize(model, *, seed: int = 0):
-  """Gives every B random values, as if trained."""
+  """Gives what starts at zero (B, or delta) random values, as if trained."""
   rng = np.random.default_rng(seed)
   for _, module in nnx.iter_modules(model):
     if isinstance(module, surgery.Adapted):
-      b = module.adapter.B
+      adapter = module.adapter
+      b = adapter.B if hasattr(adapter, "B") else adapter.delta
       b[...] = jnp.asarray(rng.normal(size=b.shape), jnp.float32)
 
 

@@ -69,22 +69,20 @@ def evaluation(
         f" split {split!r}, are trained on in another language."
       )
     chosen = examples_lib.shuffled(unseen, seed=seed)[:examples]
-    prompts, targets = zip(*chosen, strict=True)
-    sets.append(
-      EvaluationSet(
-        task=entry.task,
-        language=entry.language,
-        zero_shot=entry.zero_shot,
-        inputs=tuple(
-          [mixture.vocabulary.pad_id, *mixture.vocabulary.encode(prompt)]
-          for prompt in prompts
-        ),
-        targets=targets,
-        prompts=prompts,
-        seen=len(rows) - len(unseen),
-      )
-    )
+    seen = len(rows) - len(unseen)
+    sets.append(_set(mixture, entry, chosen, seen=seen))
   return sets
+
+
+def memorisation(
+  mixture: mixtures.Mixture, *, examples: int, seed: int = 0
+) -> list[EvaluationSet]:
+  """At most `examples` that are trained on, of every entry that is."""
+  return [
+    _set(mixture, entry, examples_lib.shuffled(rows, seed=seed)[:examples])
+    for entry in mixture.train
+    for rows in [tasks.rows(entry.task, entry.language, split="train")]
+  ]
 
 
 def score(
@@ -100,3 +98,19 @@ def score(
   for metric_fn in definition.metric_fns:
     scores |= metric_fn(evaluation_set.targets, list(predictions))
   return scores
+
+
+def _set(mixture, entry, rows, *, seen=0):
+  prompts, targets = zip(*rows, strict=True)
+  return EvaluationSet(
+    task=entry.task,
+    language=entry.language,
+    zero_shot=entry.zero_shot,
+    inputs=tuple(
+      [mixture.vocabulary.pad_id, *mixture.vocabulary.encode(prompt)]
+      for prompt in prompts
+    ),
+    targets=targets,
+    prompts=prompts,
+    seen=seen,
+  )

@@ -116,6 +116,16 @@ def build(
   )
 
 
+def only(mixture: Mixture, entry: Entry) -> Mixture:
+  """The part of a mixture that trains on one of its entries."""
+  (task,) = (t for t in mixture.provider.tasks if t.name == entry.name)
+  return dataclasses.replace(
+    mixture,
+    provider=seqio.Mixture(f"{entry.name}_alone", [(task, 1.0)]),
+    train=(entry,),
+  )
+
+
 def fingerprint(mixture: Mixture, **settings: Any) -> str:
   """Hash of the entries, their rates and rows, the vocabulary and `settings`.
 

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA-SMoE by its released code: a vote on experts, then fine-tuning.
+
+    python train.py --config=configs/lora_smoe_commonsense.py
+    python train.py --config=configs/lora_smoe_commonsense.py:tiny    two steps
+
+The eight commonsense tasks are not among our tasks yet, and no Qwen2.5-3B is
+read here: until then these settings train spoken commands and dates in four
+languages, which makes eight voters as well, on SmolLM2-135M. What comes out is
+no result of the paper's.
+
+Source: Xu et al. 2025 (LoRA-SMoE, arXiv 2505.06272); every value that no
+comment calls ours or another's was read in the released code,
+EMLS-ICTCAS/LoRA-SMoE at 74f51da: the defaults of its fine-tuning script, which
+need not be those of the paper's runs, and the notebook that allocates. That
+code lacks the mixture's layer. Its input dropout of 0.05 and its half precision
+are not here. We have not run it to its end: its batch wants an accelerator.
+"""
+
+import ml_collections
+
+from configs import quickstart
+from sira_jax import configuration, expert_budget
+
+BATCH = 128
+TINY = {
+  "allocation.samples": 1,
+  "mixture.languages": ("en",),
+  "batches.batch_size": 2,
+  "batches.length": 96,
+  "optimizer.warmup_steps": 1,
+  "training.steps": 2,
+  "training.checkpoint_every": 2,
+  "evaluation.examples": 1,
+  "decoding.max_new_tokens": 4,
+  "decoding.batch_size": 4,
+}
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """The config; "tiny" makes it one sample and two small steps."""
+  if argument not in ("", "tiny"):
+    raise ValueError(f"Unknown argument {argument!r}; there is tiny, or none.")
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.base = quickstart.get_config().base
+  config.rules = dict(
+    # Attention alone has experts in the file of numbers that they ship.
+    attention=configuration.rule(
+      r"layers\.\d+\.self_attn\.[qkvo]_proj",
+      "lora_smoe",
+      rank=8,
+      alpha=16.0,
+      k=2,  # MoLA's, its nearest relative (Gao et al. 2024)
+    )
+  )
+  config.allocation = configuration.group(
+    expert_budget.decide,
+    given=("scores", "costs"),
+    percentile=40.0,  # the highest 60 % of each task get one expert more
+    group="block",  # all of attention together, as the shipped numbers imply
+    samples=8,  # the most of those tried: 1, 2, 4 and 8 for each layer
+  )
+  config.mixture = dict(  # ours, all of it
+    tasks=("intents", "dates"),
+    languages=("en", "de", "fr", "es"),
+    zero_shot=(),
+    rates=dict(intents=15.0, dates=1.0),
+    temperature=1.0,
+    maximum=2000,
+  )
+  config.batches = dict(
+    batch_size=BATCH,
+    length=128,  # ours; theirs is 256
+    pack=False,
+    too_long="skip",
+  )
+  config.optimizer = dict(
+    kind="adamw",  # ours, as the rest but for the two
+    learning_rate=3e-4,
+    warmup_steps=20,
+    final_fraction=0.0,
+    weight_decay=0.0,
+    b1=0.9,
+    b2=0.999,
+    clip=1.0,
+  )
+  # 3 epochs of 15,000 examples, by the name of their file.
+  config.training = dict(
+    steps=3 * 15_000 // BATCH, checkpoint_every=50, nonfinite="stop"
+  )
+  config.evaluation = dict(examples=64, split="test")
+  config.decoding = dict(max_new_tokens=36, batch_size=64)
+  if argument == "tiny":
+    config.update_from_flattened_dict(TINY)
+  return config

@@ -1,0 +1,105 @@
+"""The papers' settings: whole, and two small steps of each on a tiny base."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from configs import lora_smoe_commonsense, sira_multitask, sora_glue
+from sira_jax import assembly
+from sira_jax.adapters import allocation
+from tests import tiny_run
+
+CONFIGS = {
+  "sira_multitask": sira_multitask,
+  "sora_glue": sora_glue,
+  "lora_smoe_commonsense": lora_smoe_commonsense,
+}
+METHODS_PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whole_settings_are_accepted(name):
+  config = CONFIGS[name].get_config()
+  assembly.check(config)
+  assert config.training.steps > 300
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unknown_argument_is_refused(name):
+  with pytest.raises(ValueError, match="Unknown argument 'small'; there is"):
+    CONFIGS[name].get_config("small")
+
+
+def test_sora_follows_the_released_script():
+  config = sora_glue.get_config()
+  first, *others = assembly._stages(config)
+  assert first.gates.penalty == 0.0 and first.steps == 3900
+  assert [stage.steps for stage in others] == [1170] * 6
+  assert others[0].gates.penalty == pytest.approx(1.17e-4, rel=1e-2)
+  assert others[-1].gates.penalty == 7e-4
+  assert {stage.gates.form for stage in others} == {"released"}
+
+
+def test_a_vote_by_lora_smoes_settings_makes_the_shipped_total():
+  # 36 layers of q, k, v and o with 8 tasks: 688 experts, 8 x 86 of 144.
+  rng = np.random.default_rng(0)
+  sites = [f"layers.{i}.self_attn.{m}_proj" for i in range(36) for m in "qkvo"]
+  scores = {t: dict(zip(sites, rng.random(144), strict=True)) for t in range(8)}
+  settings = lora_smoe_commonsense.get_config().allocation
+  counts = allocation.vote(
+    scores, percentile=settings.percentile, group=settings.group
+  )
+  assert sum(counts.values()) == 688
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+  """Runs a config's tiny form, once; returns its workdir."""
+  folder, done = tmp_path_factory.mktemp("configs"), set()
+  base = tiny_run.base(folder)
+
+  def run(name):
+    workdir = folder / "runs" / f"{name}-tiny"
+    if name not in done:
+      config = CONFIGS[name].get_config("tiny")
+      config.update_from_flattened_dict(base)
+      with pytest.MonkeyPatch.context() as patch:
+        tiny_run.main(patch, config, workdir)
+      done.add(name)
+    return workdir
+
+  return run
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_small_steps(ran, name):
+  workdir = ran(name)
+  results = json.loads((workdir / "results.json").read_text())
+  assert {row["task"] for row in results} == {"intents", "dates"}
+  files = sorted(workdir.rglob("metrics.jsonl"))
+  steps = [json.loads(line) for file in files for line in file.open()]
+  assert len(steps) == 2
+  assert all(np.isfinite(step["loss"]) for step in steps)
+  assert len(files) == (2 if name == "sora_glue" else 1)
+  assert (workdir / "sparsity.md").exists() == (name == "sora_glue")
+  found = (workdir / "allocation.json").exists()
+  assert found == (name == "lora_smoe_commonsense")
+
+
+def test_lora_smoe_votes_on_the_tiny_base(ran):
+  # 8 layers and 2 tasks: each task votes for the 5 above its 40th percentile.
+  counts = allocation.load(ran("lora_smoe_commonsense") / "allocation.json")
+  assert sum(counts.values()) == 10 and max(counts.values()) <= 2
+
+
+def test_the_page_on_methods_prunes_soras_run(ran, monkeypatch, capsys):
+  workdir = ran("sora_glue")
+  monkeypatch.chdir(workdir.parents[1])
+  blocks = re.findall(r"```python\n(.*?)```", METHODS_PAGE.read_text(), re.S)
+  (code,) = [block for block in blocks if "runs/sora_glue-tiny" in block]
+  exec(compile(code, METHODS_PAGE.name, "exec"), {})
+  ranks = capsys.readouterr().out.splitlines()[-1]
+  assert re.fullmatch(r"\d+ of 112 ranks are left", ranks), ranks

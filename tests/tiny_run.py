@@ -1,0 +1,66 @@
+"""train.py's main in this process, with a config for the tiny base."""
+
+import os
+import pathlib
+import types
+
+import pytest
+
+from configs import quickstart
+from sira_jax import process, runs
+from tests import tiny_base
+import train
+
+SETTINGS = {
+  "mixture.languages": ("en",),
+  "mixture.zero_shot": ("it",),
+  "batches.batch_size": 2,
+  "batches.length": 96,
+  "optimizer.learning_rate": 0.05,
+  "optimizer.warmup_steps": 1,
+  "training.steps": 2,
+  "training.checkpoint_every": 2,
+  "evaluation.examples": 2,
+  "decoding.max_new_tokens": 4,
+  "decoding.batch_size": 8,
+}
+
+
+def base(folder: pathlib.Path) -> dict[str, str]:
+  """Writes the tiny base; the settings that name it."""
+  file = folder / "tiny.gguf"
+  return {"base.uri": str(file), "base.sha256": tiny_base.write(file)}
+
+
+def config(method: str, changes, *, path: str = r"layers\.\d+\.mlp\.up_proj"):
+  """The quickstart's config of a method, for a base of two layers."""
+  found = quickstart.get_config(method)
+  found.base.sha256 = None
+  for group in found.rules.values():
+    group.path = ".*" if method == "full" else path
+  if method not in ("frozen", "full"):
+    del found.rules.attention
+  found.update_from_flattened_dict(SETTINGS)
+  if method == "frozen":
+    found.training.steps = 0
+  found.update_from_flattened_dict(changes)
+  return found
+
+
+def main(
+  patch: pytest.MonkeyPatch, config, workdir: pathlib.Path, *, before=None
+) -> None:
+  """Trains, or goes on training; gives the workdir's lock back."""
+  locks, lock = [], runs.open_workdir
+  patch.delenv("SIRA_JAX_TRACEBACK", raising=False)
+  patch.setattr(process, "prepare", lambda: None)
+  values = {"_CONFIG": config, "_WORKDIR": str(workdir), "_BEFORE": before}
+  for flag, value in values.items():
+    patch.setattr(train, flag, types.SimpleNamespace(value=value))
+  with patch.context() as patch:
+    patch.setattr(runs, "open_workdir", lambda *args: locks.append(lock(*args)))
+    try:
+      train.main(["train.py"])
+    finally:
+      for number in locks:
+        os.close(number)
