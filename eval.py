@@ -8,19 +8,45 @@ import pathlib
 
 from absl import flags
 
-from sira_jax import assembly, evaluation, process, runs, stages
+from sira_jax import (
+  assembly,
+  distributed,
+  evaluation,
+  process,
+  runs,
+  sharding,
+  stages,
+  validation,
+)
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Of the run.")
+_FSDP = flags.DEFINE_integer(
+  "fsdp", None, "Instead of the run's config.mesh.fsdp, for other devices."
+)
+_TENSOR = flags.DEFINE_integer(
+  "tensor", None, "Instead of the run's config.mesh.tensor, for other devices."
+)
+distributed.define_flags()
 
 
 def main(argv):
-  """config -> model -> adapters -> restore -> decode -> table."""
+  """Scores on the run's mesh, or on another that is asked for."""
   workdir = pathlib.Path(_WORKDIR.value)
   process.prepare()
   with process.user_errors():
     process.refuse_arguments(argv)
     config = runs.load_config(workdir)
-    assembly.check(config)
+    if _FSDP.value or _TENSOR.value:
+      config.mesh = dict(fsdp=_FSDP.value or 1, tensor=_TENSOR.value or 1)
+    validation.check(config)
+    mesh = assembly.mesh(config)
+  with sharding.use(mesh):
+    score(config, workdir)
+
+
+def score(config, workdir):
+  """config -> model -> adapters -> restore -> decode -> table."""
+  with process.user_errors():
     run = assembly.build(config, workdir)
     stage, step = stages.restore(
       run.base.model, workdir, run.stages, base=run.base.fingerprint
@@ -50,4 +76,4 @@ def scores_before(workdir):
 
 
 if __name__ == "__main__":
-  process.start(main)
+  process.start(process.together(main))

@@ -3,10 +3,12 @@
 
     python train.py                                    the quickstart
     python train.py --config=configs/FILE.py:ARGUMENT --workdir=DIRECTORY
+    python train.py --config=... --plan [--topology=v5e:4x4]   does it fit?
 
 config -> base model -> adapters -> data -> steps -> checkpoint -> scores. The
 same command again continues a run that was stopped, however it was stopped,
-or says that it is finished.
+or says that it is finished. On several machines, each runs the same command
+(see docs/scale.md).
 
 Ends with 75 where it was stopped by a signal, with 65 where the loss or the
 gradient was no finite number, and with 1 and a line "error: ..." otherwise.
@@ -29,13 +31,17 @@ from sira_jax import (
   assembly,
   checkpoints,
   configuration,
+  distributed,
   evaluation,
   nonfinite,
   pictures,
+  plan,
   process,
   progress,
   runs,
+  sharding,
   stages,
+  validation,
 )
 from sira_jax.adapters import allocation, pruning
 from sira_jax.data import pipeline
@@ -58,6 +64,18 @@ _BEFORE = flags.DEFINE_string(
   "A run's directory, to take the scores before training from: the same base,"
   " scored the same way.",
 )
+_PLAN = flags.DEFINE_bool(
+  "plan",
+  False,
+  "Compile the first step, say what it needs, and end; no weight is loaded.",
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  None,
+  "With --plan: TPU chips to compile for, such as v5e:4x4, which need not be"
+  " here.",
+)
+distributed.define_flags()
 
 
 def main(argv):
@@ -67,19 +85,33 @@ def main(argv):
     pathlib.Path(_WORKDIR.value or default_workdir()),
   )
   process.prepare()
+  with process.user_errors():
+    process.refuse_arguments(argv)
+    if _PLAN.value or _TOPOLOGY.value:
+      return print(planned(config, _TOPOLOGY.value).describe())
+    validation.check(config)
+    mesh = assembly.mesh(config)
+    validation.check_rows(config, mesh)
   try:
-    with runs.storage_errors(workdir):
-      train_and_score(config, workdir, argv)
+    with sharding.use(mesh), runs.storage_errors(workdir):
+      train_and_score(config, workdir)
   except nonfinite.Stop as stop:
     print(f"error: {stop}", file=sys.stderr, flush=True)
     sys.exit(nonfinite.EXIT)
 
 
-def train_and_score(config, workdir, argv) -> None:
+def planned(config, topology) -> plan.Plan:
+  """What the run's first step needs, here or on the chips of a topology."""
+  validation.check(config)
+  devices = None if topology is None else plan.devices(topology)
+  mesh = assembly.mesh(config, devices)
+  validation.check_rows(config, mesh)
+  return assembly.plan(config, mesh)
+
+
+def train_and_score(config, workdir) -> None:
   """From whatever there is of the run to its results."""
   with process.user_errors():
-    process.refuse_arguments(argv)
-    assembly.check(config)
     runs.check_workdir(workdir, config)
     table = runs.results(workdir)
     if table is not None:
@@ -105,7 +137,7 @@ def train_and_score(config, workdir, argv) -> None:
         start = restore(run, config, workdir, stage)
     with process.stop_signals() as signals:
       state = fit(run, config, workdir, stage, start, signals)
-    if signals:
+    if signals or (state is not None and int(state.step) < stage.steps):
       print(f"\nStopped at step {int(state.step)}; saved in {workdir}.")
       print("The same command continues it.", flush=True)
       sys.exit(process.STOPPED)
@@ -147,7 +179,7 @@ def keep_allocation(run, workdir) -> None:
   """Leaves which layers have how many experts, and says it."""
   print(f"\nExperts by layer:\n\n{allocation.table(run.counts)}\n", flush=True)
   file = workdir / "allocation.json"
-  if not file.exists():
+  if not file.exists() and distributed.first():
     _draw(pictures.allocation, run.counts, workdir / "allocation.png")
     draft = file.with_name(".allocation.json")
     allocation.save(run.counts, draft)
@@ -185,7 +217,12 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
   total, every = stage.steps, config.training.checkpoint_every
   action = config.training.nonfinite
   optimizer, schedule = assembly.optimizer(config, stage)
-  step = training.make(run.base.model, optimizer, steps=total)
+  step = training.make(
+    run.base.model,
+    optimizer,
+    steps=total,
+    microbatches=config.training.microbatches,
+  )
   # One batch a step: the position in the data is the number of the step.
   batches = pipeline.batches(
     run.mixture, **config.batches, seed=config.seed + stage.number, start=first
@@ -203,7 +240,7 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
     for number in range(first + 1, total + 1):
       begun = time.monotonic()
       batch = next(batches)
-      state, metrics = step(state, jax.device_put(batch))
+      state, metrics = step(state, sharding.rows(batch))
       metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
       metrics["examples"] = _examples(batch)
       # The optimizer does not count the steps that were left out.
@@ -220,7 +257,8 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
           before = dataclasses.replace(state, step=state.step - 1)
           saved.save(before, step=number - 1, meta=meta)
           raise stop
-      stopped = bool(signals)  # one may arrive between the two questions
+      # Once, for a signal may arrive between the two questions.
+      stopped = distributed.stopping(signals, number)
       if number % every == 0 or number == total or stopped:
         log.sync()  # a checkpoint never is on the disk before its metrics
         saved.save(state, step=number, meta=meta)
@@ -282,6 +320,8 @@ def last_scores(run, config, workdir, before) -> None:
 
 
 def _draw(draw, what, file):
+  if not distributed.first():
+    return
   try:
     draw(what, file)
   except ValueError as error:  # no matplotlib: no reason to lose the results
@@ -304,4 +344,4 @@ def default_workdir() -> str:
 
 
 if __name__ == "__main__":
-  process.start(main)
+  process.start(process.together(main))

@@ -87,8 +87,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )
   # 3 epochs of 15,000 examples, by the name of their file.
   config.training = dict(
-    steps=3 * 15_000 // BATCH, checkpoint_every=50, nonfinite="stop"
+    steps=3 * 15_000 // BATCH,
+    checkpoint_every=50,
+    microbatches=1,
+    nonfinite="stop",
   )
+  config.mesh = quickstart.get_config().mesh
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":

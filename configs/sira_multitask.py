@@ -86,8 +86,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.training = dict(
     steps=30_000,  # at most: not confirmed
     checkpoint_every=1000,  # ours
+    microbatches=1,
     nonfinite="stop",
   )
+  config.mesh = quickstart.get_config().mesh
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":

@@ -93,7 +93,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     b2=0.999,
     clip=0.1,
   )
-  config.training = dict(steps=STEPS, checkpoint_every=500, nonfinite="stop")
+  config.training = dict(
+    steps=STEPS, checkpoint_every=500, microbatches=1, nonfinite="stop"
+  )
+  config.mesh = quickstart.get_config().mesh
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":

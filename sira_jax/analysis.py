@@ -7,9 +7,9 @@ from typing import Any
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from sira_jax import sharding
 from sira_jax.adapters.variables import RoutingRecord
 
 # Sites of a model, each with numbers by set.
@@ -46,13 +46,10 @@ def routing(
   graph, state = nnx.split(model)
   length = max(map(len, prompts))
   for start in range(0, len(prompts), batch_size):
-    tokens, real = _padded(
-      prompts[start : start + batch_size], batch_size, length
-    )
+    rows = -(-batch_size // sharding.places()) * sharding.places()
+    batch = _padded(prompts[start : start + batch_size], rows, length)
     owner = owners[start : start + batch_size]
-    for site, stats in jax.device_get(
-      _record(graph, state, tokens, real)
-    ).items():
+    for site, stats in jax.device_get(_record(graph, state, batch)).items():
       _add(totals.setdefault(site, {}), stats, owner, len(sets))
   if not totals:
     return None
@@ -64,17 +61,17 @@ def routing(
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _record(graph, state, tokens, real):
+def _record(graph, state, batch):
   model = nnx.merge(graph, state, copy=True)
-  _, records = nnx.capture(
-    lambda model: model.hidden(tokens, decoder_target_tokens=real),
-    RoutingRecord,
-  )(model)
+  _, records = nnx.capture(lambda model: model.hidden(**batch), RoutingRecord)(
+    model
+  )
+  whole = lambda x: sharding.constrain(x, *[None] * x.ndim)  # noqa: E731
   return {
     ".".join(map(str, path[:-2])): {
-      "load": stats.load,
-      "entropy": stats.entropy,
-      "tokens": stats.tokens,
+      "load": whole(stats.load),
+      "entropy": whole(stats.entropy),
+      "tokens": whole(stats.tokens),
     }
     for path, record in nnx.to_flat_state(records)
     for stats in record.get_value()
@@ -87,7 +84,9 @@ def _padded(prompts, rows, length):
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
     real[row, : len(prompt)] = 1
-  return jnp.asarray(tokens), jnp.asarray(real)
+  return sharding.rows(
+    {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
+  )
 
 
 def _add(sums, stats, owners, sets):

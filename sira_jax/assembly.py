@@ -13,33 +13,20 @@ import jax
 import ml_collections
 import optax
 
-from sira_jax import configuration, evaluation, expert_budget, nonfinite
+from sira_jax import (
+  configuration,
+  distributed,
+  evaluation,
+  expert_budget,
+  sharding,
+)
+from sira_jax import plan as plans
 from sira_jax.adapters import allocation, sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
 from sira_jax.data import evaluation as evaluation_data
 from sira_jax.data import lengths, mixtures, pipeline, vocabularies
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, probing, sparsifying
-
-# What each group of a config configures, but for the optimizer, whose function
-# is chosen by its kind; and the arguments that are not the config's to give.
-_FUNCTIONS = {
-  "base": bases.load,
-  "mixture": mixtures.build,
-  "batches": pipeline.batches,
-  "evaluation": evaluation_data.evaluation,
-  "decoding": evaluation.evaluate,
-  "sparsity": sparsifying.stages,
-  "allocation": expert_budget.decide,
-}
-_GIVEN = {
-  "batches": ("seed", "start"),
-  "optimizer": ("steps", "gates"),
-  "decoding": ("score", "text", "eos_id"),
-  "sparsity": ("steps",),
-  "allocation": ("costs",),
-}
-_OPTIONAL = {"sparsity", "allocation"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,112 +54,27 @@ class Assembly:
   stages: tuple[sparsifying.Stage, ...]
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-  """Checks all of a config that can be checked before anything is loaded.
+def mesh(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+  """The config's mesh, of all devices there are or of those given.
 
   Raises:
-    ValueError: a group that is missing or unknown, a field that the group's
-      function does not have or does need, or a value that it refuses.
+    ValueError: it does not fit the devices.
   """
-  _check_groups(config)
-  kind = config.optimizer.get("kind")
-  if kind not in optimizers.OPTIMIZERS:
-    raise ValueError(
-      f"config.optimizer.kind must be one of {sorted(optimizers.OPTIMIZERS)},"
-      f" got {kind!r}."
-    )
-  functions = _FUNCTIONS | {"optimizer": optimizers.OPTIMIZERS[kind]}
-  for name, function in functions.items():
-    if name in config:
-      fields = {k: v for k, v in config[name].items() if k != "kind"}
-      given = _GIVEN.get(name, ())
-      configuration.check(name, function, fields, given=given)
-  rules = configuration.rules(config.rules)
-  if config.seed is None:
-    raise ValueError("config.seed must be a number, got none.")
-  if set(config.training) != {"steps", "checkpoint_every", "nonfinite"}:
-    raise ValueError(
-      "config.training must have steps, checkpoint_every and nonfinite, got"
-      f" {sorted(config.training)}."
-    )
-  if config.training.nonfinite not in nonfinite.ACTIONS:
-    raise ValueError(
-      f"config.training.nonfinite must be one of {list(nonfinite.ACTIONS)}, got"
-      f" {config.training.nonfinite!r}."
-    )
-  for group, name, least in (
-    ("training", "steps", 1 if rules else 0),
-    ("training", "checkpoint_every", 1),
-    ("batches", "batch_size", 1),
-    ("batches", "length", 2),
-    ("evaluation", "examples", 1),
-    ("decoding", "max_new_tokens", 1),
-    ("decoding", "batch_size", 1),
-  ):
-    value = config[group][name]
-    if value is None or value < least:
-      raise ValueError(
-        f"config.{group}.{name} must be at least {least}, got {value}."
-      )
-  _check_rules(config, rules)
-  for stage in _stages(config):
-    if stage.steps:
-      optimizer(config, stage)
+  try:
+    return sharding.mesh(**config.mesh, devices=devices)
+  except ValueError as error:
+    raise ValueError(f"config.mesh: {error}") from None
 
 
-def _check_groups(config):
-  needed = {*_FUNCTIONS, "optimizer", "rules", "seed", "training"} - _OPTIONAL
-  lacking = sorted(needed - set(config))
-  unknown = sorted(set(config) - needed - _OPTIONAL)
-  if lacking or unknown:
-    raise ValueError(
-      f"The config must have the groups {sorted(needed)}, and may have"
-      f" {sorted(_OPTIONAL)}; it lacks {lacking} and has the unknown {unknown}."
-    )
+def stages(config: ml_collections.ConfigDict) -> tuple[sparsifying.Stage, ...]:
+  """The stages of its training.
 
-
-def _check_rules(config, rules):
-  """What the rules' methods ask of the other groups."""
-  if not rules and config.training.steps:
-    raise ValueError(
-      "config.rules is empty, so there is nothing to train: add a rule, or set"
-      " config.training.steps to 0 to score the frozen base."
-    )
-  factories = [rule.factory for rule in rules]
-  gated = any(getattr(factory, "gate", None) for factory in factories)
-  if gated and "sparsity" not in config:
-    raise ValueError(
-      "The rules have gates, but the config has no group sparsity to say how"
-      " they are trained: add config.sparsity with penalties."
-    )
-  if "sparsity" in config and not gated:
-    raise ValueError(
-      "config.sparsity is about gates, and no rule has any: take sora, or sira"
-      " with a gate, or drop the group."
-    )
-  if any(_by_example(factory) for factory in factories):
-    raise ValueError(
-      'level="example" routes by the mean of a whole example, and the runs of'
-      ' this script decode token by token: use level="token".'
-    )
-  weights = {getattr(factory, "consistency", None) for factory in factories}
-  if len(weights - {None}) > 1:
-    raise ValueError(
-      "The consistency loss is one of the whole model: give all rules the same"
-      f" consistency, not {sorted(weights - {None})}."
-    )
-  if "allocation" in config:
-    settings = config.allocation.to_dict()
-    # Whatever can be refused without the model's sensitivities.
-    expert_budget.check(**settings)
-
-
-def _by_example(factory):
-  router = getattr(factory, "router", None)
-  return router is not None and router.level == "example"
-
-
-def _stages(config):
+  Raises:
+    ValueError: config.sparsity cannot be.
+  """
   steps = config.training.steps
   if "sparsity" not in config:
     return (sparsifying.Stage(0, steps),)
@@ -234,6 +136,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
       config's groups.
   """
   base = bases.load(**config.base)
+  sharding.place(base.model)
   limit = base.model.max_length
   if config.batches.length > limit:
     raise ValueError(
@@ -254,9 +157,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
       f" leave room for the longest prompt, of {prompt} tokens, in the model's"
       f" context of {limit} tokens."
     )
-  stages = _stages(config)
+  training = stages(config)
   memory = ()
-  if len(stages) > 1:
+  if len(training) > 1:
     memory = evaluation_data.memorisation(
       mixture, examples=config.evaluation.examples
     )
@@ -270,7 +173,42 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   data = mixtures.fingerprint(
     mixture, seed=config.seed, **config.batches.to_dict()
   )
-  return Assembly(base, sites, counts, mixture, sets, memory, data, stages)
+  return Assembly(base, sites, counts, mixture, sets, memory, data, training)
+
+
+def plan(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> plans.Plan:
+  """What the run's first step needs, compiled without a weight.
+
+  Args:
+    config: checked.
+    mesh: to compile for.
+
+  Raises:
+    ValueError: experts are still to be allocated, or nothing is trained.
+  """
+  rules, stage = configuration.rules(config.rules), stages(config)[0]
+  if "allocation" in config or not stage.steps:
+    raise ValueError(
+      "There is no step to plan: experts are allocated from the weights, which"
+      " a plan does not load, or config.training.steps is 0."
+    )
+
+  def build():
+    model = bases.shapes(**config.base)
+    surgery.adapt(model, rules, rngs=nnx.Rngs(config.seed))
+    return model
+
+  batches = config.batches
+  return plans.plan(
+    nnx.eval_shape(build),
+    optimizer(config, stage)[0],
+    batch=plans.batch(batches.batch_size, batches.length, packed=batches.pack),
+    mesh=mesh,
+    steps=stage.steps,
+    microbatches=config.training.microbatches,
+  )
 
 
 def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
@@ -298,7 +236,8 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {line}" for line in lengths.table(rows).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
-      f" {jax.device_count()} {jax.devices()[0].platform} device(s)",
+      f" {jax.device_count()} {jax.devices()[0].platform} device(s): "
+      + ", ".join(f"{k} {v}" for k, v in mesh(config).shape.items()),
     ]
   )
 
@@ -344,6 +283,8 @@ def save_predictions(
   predictions: Sequence[Sequence[str]],
 ) -> None:
   """JSONL: task, language, prompt, target and prediction of every example."""
+  if not distributed.first():
+    return
   with file.open("w") as stream:
     for one, answers in zip(sets, predictions, strict=True):
       for prompt, target, answer in zip(

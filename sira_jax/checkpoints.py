@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from typing import Any
 import zlib
 
@@ -26,7 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sira_jax import checksums, runs
+from sira_jax import checksums, distributed, runs
 from sira_jax.adapters.variables import AdapterConstant, Trainable
 from sira_jax.training.step import TrainState
 
@@ -54,13 +55,16 @@ class Checkpoints:
     self._writable = writable
     if not writable and not self._directory.exists():
       raise self._nothing()
+    if writable and distributed.first():
+      # By ourselves, since orbax would do it in a thread that may outlive us.
+      for left in self._directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(left)  # a write that was interrupted
+    distributed.wait("checkpoints are opened")
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         create=writable,
         preservation_policy=checkpoint_managers.LatestN(keep),
-        # What is left of a write that was interrupted.
-        cleanup_tmp_directories=writable,
       ),
     )
 
@@ -154,7 +158,10 @@ class Checkpoints:
         self._check_kinds(step, meta, items)
         found = self._read(step, items, meta)
       except _Damaged as error:
-        damaged[step] = str(error)
+        found, damaged[step] = None, str(error)
+      # A process reads the parts of its devices, and others may be damaged.
+      if not distributed.everywhere(found is not None):
+        damaged.setdefault(step, "another process cannot read its part")
       else:
         self._set_aside(damaged, step)
         return step, found
@@ -178,6 +185,7 @@ class Checkpoints:
         aside = runs.set_aside(self._directory / str(bad))
         print(f"The damaged one is kept as {aside.name}.", flush=True)
     if damaged and self._writable:
+      distributed.wait("damaged checkpoints are aside")
       self._manager.reload()
 
   def _nothing(self):

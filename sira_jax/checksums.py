@@ -24,7 +24,14 @@ def of(tree: Any) -> dict[str, str]:
     path -> "float32[2,3] 9f02c41a".
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  sums = jax.device_get([_sum(leaf) for _, leaf in flat])
+  sums = []
+  for _, leaf in flat:
+    sums.append(_sum(leaf))
+    if jax.process_count() > 1:
+      # One after another: CPU devices of several processes, given many sums at
+      # once, take them in different orders and wait for each other forever.
+      sums[-1].block_until_ready()
+  sums = jax.device_get(sums)
   return {
     jax.tree_util.keystr(path, simple=True, separator="."): (
       f"{kind(leaf)} {int(total):08x}"

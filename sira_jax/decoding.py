@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from sira_jax import sharding
+
 # Prompts are padded to a multiple of this, so that few programs are compiled.
 _BUCKET = 64
 
@@ -56,7 +58,8 @@ def greedy(
 
   Ties go to the lower id. At most `batch_size` prompts are decoded at once,
   those of similar length together. One program is compiled for each number
-  of rows (a power of two or `batch_size`), prompt length (a multiple of 64)
+  of rows (a power of two or `batch_size`, on a mesh rounded up to what it
+  divides), prompt length (a multiple of 64)
   and `max_new_tokens`, and kept for later calls.
 
   Args:
@@ -87,9 +90,9 @@ def greedy(
   for rows in _batches(prompts, batch_size):
     tokens, lengths = _padded([prompts[i] for i in rows], pad_id, batch_size)
     # Transfers are said, so that decoding runs under jax.transfer_guard.
-    tokens, lengths, end = jax.device_put((tokens, lengths, np.int32(eos_id)))
+    batch = dict(tokens=tokens, lengths=lengths, eos_id=np.array(eos_id))
     decoded = _decode(
-      graph, state, tokens, lengths, end, max_new_tokens=max_new_tokens
+      graph, state, **sharding.rows(batch), max_new_tokens=max_new_tokens
     )
     for i, ids in zip(rows, jax.device_get(decoded).tolist(), strict=False):
       continuations[i] = ids[: ids.index(eos_id)] if eos_id in ids else ids
@@ -110,6 +113,7 @@ def _padded(
 ) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, "batch"]]:
   """Prompts filled up to bucketed sizes, and their lengths: 0 in empty rows."""
   rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
+  rows = -(-rows // sharding.places()) * sharding.places()
   longest = max(len(prompt) for prompt in prompts)
   columns = -(-longest // _BUCKET) * _BUCKET
   tokens = np.full((rows, columns), pad_id, np.int32)
@@ -165,4 +169,5 @@ def _decode(
   output = jnp.full((batch, max_new_tokens), eos_id, jnp.int32)
   finished = (first == eos_id) | (lengths == 0)
   carry = 1, first, finished, output.at[:, 0].set(first), cache
-  return jax.lax.while_loop(unfinished, append, carry)[3]
+  output = jax.lax.while_loop(unfinished, append, carry)[3]
+  return sharding.constrain(output, None, None)  # for every process

@@ -138,6 +138,7 @@ def plan(
   mesh: jax.sharding.Mesh,
   rules: sharding.Rules | None = None,
   steps: int | None = None,
+  microbatches: int = 1,
   limit: float | None = None,
 ) -> Plan:
   """Compiles the training step of `model` for `mesh`.
@@ -148,7 +149,7 @@ def plan(
     batch: anything with shapes and dtypes, see `batch`; of the whole mesh.
     mesh: of devices that are here, or of `devices(...)`.
     rules: see `sharding.use`.
-    steps: see `training.step.make`.
+    steps: see `training.step.make`, as `microbatches`.
     limit: GiB of a device; by default what `LIMITS` or the device says.
 
   Raises:
@@ -171,17 +172,9 @@ def plan(
     for tree in (state, frozen, _rows(batch))
   )
   arguments = (*arguments[:2], nnx.pure(arguments[2]))
-  kept = jax.tree.map(lambda shape: shape.sharding, arguments[0])
-
-  def step(state, frozen, batch):
-    model = nnx.merge(graph, state.trainable, state.constants, frozen)
-    return training.make(model, optimizer, steps=steps)(state, batch)
-
+  settings = dict(steps=steps, microbatches=microbatches)
   with sharding.use(mesh, rules):
-    # What is not used is kept, since it lies in the device's memory anyhow.
-    lowered = jax.jit(
-      step, donate_argnums=0, keep_unused=True, out_shardings=(kept, None)
-    ).lower(*arguments)
+    lowered = _lower(graph, optimizer, arguments, settings)
   begun = time.monotonic()
   sizes = [sum(map(_device_bytes, jax.tree.leaves(a))) for a in arguments]
   known = dict(
@@ -204,6 +197,20 @@ def plan(
   else:
     found = _measured(compiled, sum(sizes))
   return Plan(**known, **found, seconds=time.monotonic() - begun)
+
+
+def _lower(graph, optimizer, arguments, settings):
+  """The step of (state, frozen, batch), to be compiled."""
+
+  def step(state, frozen, batch):
+    model = nnx.merge(graph, state.trainable, state.constants, frozen)
+    return training.make(model, optimizer, **settings)(state, batch)
+
+  kept = jax.tree.map(lambda shape: shape.sharding, arguments[0])
+  # What is not used is kept, since it lies in the device's memory anyhow.
+  return jax.jit(
+    step, donate_argnums=0, keep_unused=True, out_shardings=(kept, None)
+  ).lower(*arguments)
 
 
 def batch(

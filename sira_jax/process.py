@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 import zlib
 
 from absl import app, flags, logging
 import jax
 
+from sira_jax import distributed
 from sira_jax.formats import sources
 
 # What a stopped run exits with: "try again later" of BSD's sysexits.
@@ -69,6 +71,34 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit(STOPPED)
 
 
+def together(main: Callable[[Sequence[str]], None]) -> Callable:
+  """`main` of a script of which several processes may run as one.
+
+  What ends one of them with an error ends it at once; the others follow (see
+  `distributed`).
+  """
+
+  def run(argv):
+    logging.set_verbosity(logging.WARNING)
+    with user_errors():
+      distributed.join()
+    try:
+      main(argv)
+    except SystemExit as end:
+      if distributed.several() and end.code not in (None, 0, STOPPED):
+        if isinstance(end.code, str):
+          print(end.code, file=sys.stderr)
+        distributed.leave(end.code if isinstance(end.code, int) else 1)
+      raise
+    except Exception:
+      if distributed.several():
+        traceback.print_exc()
+        distributed.leave(1)
+      raise
+
+  return run
+
+
 def refuse_arguments(argv: Sequence[str]) -> None:
   """Raises ValueError if flags left any argument over."""
   if argv[1:]:
@@ -78,11 +108,7 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 
 
 def prepare() -> None:
-  """What a script does first: quiets libraries, caches compiled programs.
-
-  Compiled programs are kept in the user's cache folder for later starts.
-  """
-  logging.set_verbosity(logging.WARNING)
+  """Keeps compiled programs in the user's cache folder, for later starts."""
   folder = sources.cache_folder() / "compilations"
   _drop_halves(folder)
   jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -92,10 +118,11 @@ def prepare() -> None:
 def stop_signals() -> Iterator[list[signal.Signals]]:
   """Yields a list that Ctrl-C and SIGTERM append to, instead of killing.
 
-  A second signal kills as usual.
+  A second signal kills as usual. Where several processes run as one, the list
+  stays empty: JAX itself listens to SIGTERM, and `distributed.stopping` tells.
   """
   received: list[signal.Signals] = []
-  kinds = (signal.SIGINT, signal.SIGTERM)
+  kinds = () if distributed.several() else (signal.SIGINT, signal.SIGTERM)
   before = {kind: signal.getsignal(kind) for kind in kinds}
 
   def receive(number, _):

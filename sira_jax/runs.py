@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -15,38 +16,37 @@ from typing import Any, TypeVar
 from absl import logging
 import ml_collections
 
-from sira_jax import configuration, evaluation
+from sira_jax import configuration, distributed, evaluation
 
 T = TypeVar("T")
 
 _LOCK = ".lock"
-# What may be changed on the way: no step that was taken depends on it.
-_FREE = {"training": {"nonfinite"}}
+# What may be changed on the way: no step that was taken depends on it, but for
+# the order in which devices add up.
+_FREE = {
+  "training": {"nonfinite"},
+  "mesh": {"data", "fsdp", "tensor", "slices"},
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_workdir(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> int:
-  """Makes or reopens a run's directory, for this process alone.
+) -> int | None:
+  """Makes or reopens a run's directory, for this run alone.
 
   Returns:
     The descriptor of its lock, which holds until it is closed or the process
-    ends, however that ends.
+    ends, however that ends. Of several processes of one run, the first has it,
+    and the others None.
 
   Raises:
     ValueError: as `check_workdir`, or another process is training there.
   """
   check_workdir(workdir, config)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = _lock(workdir)
-    file, text = workdir / "config.json", configuration.as_json(config)
-    if not file.exists() or file.read_text() != text:
-      write(file, text)
-  except OSError as error:
-    raise ValueError(f"The workdir {workdir} cannot be used: {error}") from None
-  return lock
+  locks = [None]
+  distributed.once(lambda: locks.append(_open(workdir, config)))
+  return locks[-1]
 
 
 def check_workdir(
@@ -174,11 +174,18 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
   while aside.exists():
     number += 1
     aside = path.with_name(f"{path.name}.damaged{number}")
-  return path.rename(aside)
+  if distributed.first():
+    path.rename(aside)
+  return aside
 
 
 def write(file: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file whole or not at all, whenever the machine may die."""
+  """Writes a file whole or not at all, whenever the machine may die.
+
+  The first process writes it; for others this does nothing.
+  """
+  if not distributed.first():
+    return
   if isinstance(content, str):
     content = content.encode()
   temporary = file.with_name(f".{file.name}.{os.getpid()}")
@@ -246,7 +253,7 @@ class MetricsLog:
       print(f"{file} lacks the lines of {lacking} steps.", flush=True)
     lines = [kept[number] for number in sorted(kept)]
     write(file, "".join(line + "\n" for line in lines))
-    self._stream = file.open("a")
+    self._stream = file.open("a") if distributed.first() else io.StringIO()
     self.skipped = [
       number
       for number in sorted(kept)
@@ -263,11 +270,25 @@ class MetricsLog:
 
   def sync(self) -> None:
     """Has the lines on the disk, as they must be before their checkpoint is."""
-    os.fsync(self._stream.fileno())
+    if distributed.first():
+      os.fsync(self._stream.fileno())
 
   def close(self) -> None:
     """Closes the file."""
     self._stream.close()
+
+
+def _open(workdir, config):
+  """Makes the folder, takes its lock and leaves the config there."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(workdir)
+    file, text = workdir / "config.json", configuration.as_json(config)
+    if not file.exists() or file.read_text() != text:
+      write(file, text)
+  except OSError as error:
+    raise ValueError(f"The workdir {workdir} cannot be used: {error}") from None
+  return lock
 
 
 def _lock(workdir):

@@ -12,8 +12,9 @@ word goes over. So a model knows no mesh, and a run has one:
       step = training.make(...)
       state, _ = step(state, sharding.rows(batch))
 
-Without `use`, all of this does nothing. A Variable without `axes`, as those of
-models from elsewhere, is whole on every device.
+Without `use`, all of this does nothing, but that `rows` go to the first device.
+A Variable without `axes`, as those of models from elsewhere, is whole on every
+device.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 from flax import nnx
 import jax
 from jax.experimental import mesh_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -184,7 +186,41 @@ def place(model: nnx.Module) -> None:
   if _current.value is not None:
     mesh, table = _current.value
     state = nnx.state(model)
-    nnx.update(model, jax.device_put(state, of(state, mesh, rules=dict(table))))
+    placed = jax.tree.map(_put, state, of(state, mesh, rules=dict(table)))
+    nnx.update(model, placed)
+
+
+def filled(
+  path: str, variable: nnx.Variable, array: np.ndarray
+) -> nnx.Variable:
+  """The variable with this array: each device gets its own slice of it.
+
+  Args:
+    path: of the variable, for an error.
+    variable: of any shape-like value; its axes say where it lives.
+    array: of numpy.
+
+  Raises:
+    ValueError: as `of`.
+  """
+  if _current.value is None:
+    return variable.replace(jnp.asarray(array))
+  mesh, table = _current.value
+  shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
+  places = of({path: variable.replace(shape)}, mesh, rules=dict(table))
+  return variable.replace(_put(array, jax.tree.leaves(places)[0]))
+
+
+def _put(array, sharding):
+  """The array where its sharding says, of which this process has a part."""
+  if sharding.is_fully_addressable or (
+    isinstance(array, jax.Array) and not array.is_fully_addressable
+  ):
+    return jax.device_put(array, sharding)
+  whole = np.asarray(array)
+  return jax.make_array_from_callback(
+    whole.shape, sharding, lambda index: whole[index]
+  )
 
 
 def born(function: Callable[..., T], *args: Any) -> T:
@@ -202,29 +238,38 @@ def born(function: Callable[..., T], *args: Any) -> T:
 
 
 def rows(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-  """A batch on the devices of its rows; each process gives rows of its own.
+  """A batch on the devices of its rows; without a mesh, on the first device.
+
+  Every process gives the whole batch and keeps the rows of its own devices:
+  so a batch is the same on any number of processes. A number goes to all.
 
   Raises:
     ValueError: rows that the mesh does not divide.
   """
   if _current.value is None:
-    return batch
+    return jax.device_put(batch)
   mesh, table = _current.value
 
   def put(name, array):
-    axes = ("batch",) + (None,) * (array.ndim - 1)
+    axes = ("batch", *[None] * array.ndim)[: array.ndim]
     parts = _parts(name, array.shape, axes, mesh, dict(table))
-    sharding, count = _named(mesh, parts), _count(parts[0], mesh)
-    places = sharding.addressable_devices_indices_map((count,)).values()
-    places = len({index[0].start for index in places})
-    if len(array) % places:
+    count = _count(parts[0], mesh) if parts else 1
+    if array.ndim and len(array) % count:
       raise ValueError(
-        f"{name} has {len(array)} rows, which the {places} places for rows on"
-        " this process's devices do not divide. Choose another batch size."
+        f"{name} has {len(array)} rows, which the {count} places for rows on"
+        " the mesh do not divide. Choose another batch size."
       )
-    return jax.make_array_from_process_local_data(sharding, array)
+    return _put(array, _named(mesh, parts))
 
   return {name: put(name, array) for name, array in batch.items()}
+
+
+def places() -> int:
+  """How many places for rows the mesh in use has; 1 without a mesh."""
+  if _current.value is None:
+    return 1
+  mesh, table = _current.value
+  return _count(dict(table)["batch"], mesh)
 
 
 def constrain(

@@ -18,8 +18,8 @@ class Model(nnx.Module):
     self.first = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
     self.second = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
 
-  def hidden(self, tokens, *, decoder_target_tokens):
-    x = jnp.eye(8)[tokens]
+  def hidden(self, decoder_input_tokens, *, decoder_target_tokens):
+    x = jnp.eye(8)[decoder_input_tokens]
     real = (decoder_target_tokens != 0).astype(jnp.int32)
     with ambient.SEGMENTS(ambient.Segments(real, packed=False)):
       return self.first(x) + self.second(x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import lora_smoe_commonsense, sira_multitask, sora_glue
-from sira_jax import assembly
+from sira_jax import assembly, validation
 from sira_jax.adapters import allocation
 from tests import tiny_run
 
@@ -23,7 +23,7 @@ METHODS_PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
 @pytest.mark.parametrize("name", CONFIGS)
 def test_whole_settings_are_accepted(name):
   config = CONFIGS[name].get_config()
-  assembly.check(config)
+  validation.check(config)
   assert config.training.steps > 300
 
 
@@ -35,7 +35,7 @@ def test_an_unknown_argument_is_refused(name):
 
 def test_sora_follows_the_released_script():
   config = sora_glue.get_config()
-  first, *others = assembly._stages(config)
+  first, *others = assembly.stages(config)
   assert first.gates.penalty == 0.0 and first.steps == 3900
   assert [stage.steps for stage in others] == [1170] * 6
   assert others[0].gates.penalty == pytest.approx(1.17e-4, rel=1e-2)

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 import pytest
 
 import sira_jax
-from sira_jax import assembly, configuration
+from sira_jax import configuration, validation
 from sira_jax.adapters import methods
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def test_commands_are_accepted(words, monkeypatch):
   )
   flags.DEFINE_string("workdir", None, "", flag_values=own)
   assert own(arguments) == ["train.py"]
-  assembly.check(own.config)
+  validation.check(own.config)
 
 
 def section(page, title):

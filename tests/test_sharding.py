@@ -291,7 +291,9 @@ def test_without_a_mesh_nothing_happens(monkeypatch):
   x = jnp.ones((2, 3))
   assert sharding.constrain(x, "no", "such", "words") is x
   batch = tiny.batch()
-  assert sharding.rows(batch) is batch
+  placed = sharding.rows(batch)
+  jax.tree.map(np.testing.assert_array_equal, placed, batch)
+  assert placed["decoder_input_tokens"].devices() == {jax.devices()[0]}
   model = adapted("sira", experts=2, k=1, rank=2, execution="dispatch")
 
   def program():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from sira_jax import assembly, process, stages
+from sira_jax import assembly, process, stages, validation
 from sira_jax.adapters import methods, surgery
 from tests import tiny_run
 import train
@@ -35,7 +35,7 @@ def printed_by_eval(workdir, monkeypatch, capsys):
 @pytest.mark.parametrize("method", [*methods.METHODS, "frozen"])
 def test_the_quickstart_has_every_method(method):
   config = quickstart.get_config(method)
-  assembly.check(config)
+  validation.check(config)
   assert {rule.method for rule in config.rules.values()} <= {method}
 
 

@@ -4,10 +4,11 @@ import os
 import pathlib
 import types
 
+import jax
 import pytest
 
 from configs import quickstart
-from sira_jax import process, runs
+from sira_jax import assembly, process, runs, sharding
 from tests import tiny_base
 import train
 
@@ -47,6 +48,11 @@ def config(method: str, changes, *, path: str = r"layers\.\d+\.mlp\.up_proj"):
   return found
 
 
+def mesh(config):
+  """One of the eight devices that tests have, so that few rows will do."""
+  return sharding.mesh(**config.mesh, devices=jax.devices()[:1])
+
+
 def main(
   patch: pytest.MonkeyPatch, config, workdir: pathlib.Path, *, before=None
 ) -> None:
@@ -55,10 +61,12 @@ def main(
   patch.delenv("SIRA_JAX_TRACEBACK", raising=False)
   patch.setattr(process, "prepare", lambda: None)
   values = {"_CONFIG": config, "_WORKDIR": str(workdir), "_BEFORE": before}
+  values |= {"_PLAN": False, "_TOPOLOGY": None}
   for flag, value in values.items():
     patch.setattr(train, flag, types.SimpleNamespace(value=value))
   with patch.context() as patch:
     patch.setattr(runs, "open_workdir", lambda *args: locks.append(lock(*args)))
+    patch.setattr(assembly, "mesh", mesh)
     try:
       train.main(["train.py"])
     finally:

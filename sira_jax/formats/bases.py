@@ -7,7 +7,7 @@ from flax import nnx
 import jax.numpy as jnp
 import tokenizers
 
-from sira_jax.formats import gguf, sources
+from sira_jax.formats import gguf, gguf_tokenizer, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,11 @@ class Base:
 
 
 def load(
-  *, uri: str, sha256: str | None = None, dtype: str = "float32"
+  *,
+  uri: str,
+  sha256: str | None = None,
+  dtype: str = "float32",
+  remat: bool = False,
 ) -> Base:
   """Fetches and loads a base model.
 
@@ -38,20 +42,43 @@ def load(
     uri: see `sources.fetch`.
     sha256: of the file; None trusts it.
     dtype: of the loaded weights.
+    remat: recompute each block in the backward pass instead of keeping its
+      activations: less memory, a third more compute.
 
   Raises:
     ValueError: it cannot be had, is of a format we do not read, or does not
       hold exactly the tensors that its own description calls for.
   """
+  path = _file(uri, sha256, dtype)
+  return Base(
+    uri=uri,
+    model=gguf.load_decoder(path, dtype=jnp.dtype(dtype), remat=remat),
+    tokenizer=gguf_tokenizer.tokenizer(path),
+    eos_id=gguf_tokenizer.special_tokens(path).eos_id,
+    fingerprint=gguf.fingerprint(path),
+  )
+
+
+def shapes(
+  *,
+  uri: str,
+  sha256: str | None = None,
+  dtype: str = "float32",
+  remat: bool = False,
+) -> nnx.Module:
+  """The model that `load` gives, without its numbers: none is read.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  path = _file(uri, sha256, dtype)
+  return gguf.decoder_shapes(path, dtype=jnp.dtype(dtype), remat=remat)
+
+
+def _file(uri, sha256, dtype):
   if dtype not in ("float32", "bfloat16"):
     raise ValueError(f"base.dtype must be float32 or bfloat16, got {dtype!r}.")
   path = sources.fetch(uri, sha256=sha256)
   if path.suffix != ".gguf":
     raise ValueError(f"{uri}: expected a .gguf file, got {path.name!r}.")
-  return Base(
-    uri=uri,
-    model=gguf.load_decoder(path, dtype=jnp.dtype(dtype)),
-    tokenizer=gguf.tokenizer(path),
-    eos_id=gguf.special_tokens(path).eos_id,
-    fingerprint=gguf.fingerprint(path),
-  )
+  return path

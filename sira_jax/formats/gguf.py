@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a decoder, its sizes and its tokenizer from a GGUF file.
+"""Reads a decoder and its sizes from a GGUF file.
 
 Files of the `llama` architecture, which SmolLM2 shares. Everything a file
 says is either used or refused: nothing is skipped in silence. Nothing that it
@@ -8,10 +8,8 @@ memory than a file of their size can ask for.
 """
 
 import dataclasses
-import functools
 import hashlib
 import math
-import os
 from typing import Any
 
 from flax import nnx
@@ -19,8 +17,8 @@ import gguf
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
-import tokenizers
 
+from sira_jax import sharding
 from sira_jax.formats import gguf_file
 from sira_jax.formats.gguf_file import PathLike
 from sira_jax.models import decoder
@@ -62,34 +60,6 @@ _OPTIONAL_ENTRIES = {
 }
 
 
-def _smollm() -> tokenizers.pre_tokenizers.PreTokenizer:
-  return tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Digits(individual_digits=True),
-      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  )
-
-
-_PRE_TOKENIZERS = {"smollm": _smollm}
-# Token types that are matched before BPE, and whether they are special.
-_ADDED_TYPES = {
-  gguf.TokenType.CONTROL: True,
-  gguf.TokenType.USER_DEFINED: False,
-}
-_REQUIRED: Any = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialTokens:
-  """Ids with a role, None where the file names none."""
-
-  bos_id: int | None
-  eos_id: int | None
-  pad_id: int | None
-  unknown_id: int | None
-
-
 def read_config(path: PathLike) -> decoder.DecoderConfig:
   """The sizes of the decoder in the file.
 
@@ -98,7 +68,7 @@ def read_config(path: PathLike) -> decoder.DecoderConfig:
       entry that this decoder does not implement.
   """
   entries = _llama_entries(path)
-  tensors = {tensor.name for tensor in _open(path).tensors}
+  tensors = {tensor.name for tensor in gguf_file.opened(path).tensors}
   d, heads = entries["embedding_length"], entries["attention.head_count"]
   head_dim = entries.get("attention.key_length", max(d // heads, 1))
   for name in ("attention.value_length", "rope.dimension_count"):
@@ -109,7 +79,7 @@ def read_config(path: PathLike) -> decoder.DecoderConfig:
       )
   vocabulary_size = entries.get("vocab_size")
   if vocabulary_size is None:
-    vocabulary_size = len(_entry(path, "tokenizer.ggml.tokens", list))
+    vocabulary_size = len(gguf_file.entry(path, "tokenizer.ggml.tokens", list))
   if not vocabulary_size:
     raise ValueError(f"{path}: it has a vocabulary of 0 tokens.")
   return decoder.DecoderConfig(
@@ -127,7 +97,21 @@ def read_config(path: PathLike) -> decoder.DecoderConfig:
   )
 
 
-def load_decoder(path: PathLike, *, dtype=jnp.float32) -> decoder.Decoder:
+def decoder_shapes(
+  path: PathLike, *, dtype=jnp.float32, remat: bool = False
+) -> decoder.Decoder:
+  """The decoder in the file, its shapes alone.
+
+  Raises:
+    ValueError: as `read_config`.
+  """
+  graph, parameters = _skeleton(read_config(path), dtype, remat)
+  return nnx.merge(graph, nnx.from_flat_state(parameters))
+
+
+def load_decoder(
+  path: PathLike, *, dtype=jnp.float32, remat: bool = False
+) -> decoder.Decoder:
   """The decoder in the file, its weights dequantised to `dtype`.
 
   Raises:
@@ -135,7 +119,7 @@ def load_decoder(path: PathLike, *, dtype=jnp.float32) -> decoder.Decoder:
       missing, left over, of another shape or of a quantisation unknown.
   """
   config = read_config(path)
-  tensors = {tensor.name: tensor for tensor in _open(path).tensors}
+  tensors = {tensor.name: tensor for tensor in gguf_file.opened(path).tensors}
   _check_blocks(path, config, tensors)
   problems = _problems(tensors, _shapes(config))
   if problems:
@@ -143,7 +127,7 @@ def load_decoder(path: PathLike, *, dtype=jnp.float32) -> decoder.Decoder:
       f"{path}: its tensors are not those of {config}:\n  "
       + "\n  ".join(problems)
     )
-  graph, parameters = _skeleton(config, dtype)
+  graph, parameters = _skeleton(config, dtype, remat)
   heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
   for at in parameters:
     name = _gguf_name(at)
@@ -156,73 +140,9 @@ def load_decoder(path: PathLike, *, dtype=jnp.float32) -> decoder.Decoder:
     if at[-1] == "kernel":
       array = array.T
     # Copied: a change of the file would change the weights otherwise.
-    parameters[at] = parameters[at].replace(jnp.array(array, dtype))
+    array = np.array(array, dtype)
+    parameters[at] = sharding.filled(name, parameters[at], array)
   return nnx.merge(graph, nnx.from_flat_state(parameters))
-
-
-def tokenizer(path: PathLike) -> tokenizers.Tokenizer:
-  """The file's tokenizer, its control tokens registered as special.
-
-  Raises:
-    ValueError: another kind than byte-level BPE of a known pre-tokenizer, or
-      tokens, types and merges that do not fit one another.
-  """
-  kind = _entry(path, "tokenizer.ggml.model", str)
-  pre = _entry(path, "tokenizer.ggml.pre", str, "default")
-  if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
-    raise ValueError(
-      f"{path}: expected a tokenizer of model gpt2 (byte-level BPE) with a "
-      f"pre-tokenizer of {sorted(_PRE_TOKENIZERS)}, got model {kind[:100]}, "
-      f"pre-tokenizer {pre[:100]}."
-    )
-  for option in ("add_bos_token", "add_eos_token", "add_space_prefix"):
-    if _entry(path, f"tokenizer.ggml.{option}", bool, False):
-      raise ValueError(
-        f"{path}: tokenizer.ggml.{option} is set; tokenizers that add to the "
-        "text are not supported."
-      )
-  tokens = _entry(path, "tokenizer.ggml.tokens", list)
-  types = _entry(path, "tokenizer.ggml.token_type", np.ndarray)
-  merges = _entry(path, "tokenizer.ggml.merges", list)
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  pairs = [tuple(merge.split(" ")) for merge in merges]
-  _check_tokens(path, tokens, types, vocabulary)
-  _check_merges(path, pairs, vocabulary)
-  built = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab=vocabulary, merges=pairs)
-  )
-  built.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-  built.decoder = tokenizers.decoders.ByteLevel()
-  for type_, special in _ADDED_TYPES.items():
-    built.add_tokens(
-      [
-        tokenizers.AddedToken(token, special=special, normalized=False)
-        for token, its_type in zip(tokens, types.tolist(), strict=True)
-        if its_type == type_
-      ]
-    )
-  return built
-
-
-def special_tokens(path: PathLike) -> SpecialTokens:
-  """The ids that the file gives a role.
-
-  Raises:
-    ValueError: one that is no token's.
-  """
-  count, ids = None, []
-  for role in ("bos", "eos", "padding", "unknown"):
-    name = f"tokenizer.ggml.{role}_token_id"
-    token = _entry(path, name, int, None)
-    if token is not None:
-      if count is None:
-        count = len(_entry(path, "tokenizer.ggml.tokens", list))
-      if not 0 <= token < count:
-        raise ValueError(
-          f"{path}: expected {name} to be one of {count} tokens, got {token}."
-        )
-    ids.append(token)
-  return SpecialTokens(*ids)
 
 
 def fingerprint(path: PathLike) -> str:
@@ -238,48 +158,16 @@ def fingerprint(path: PathLike) -> str:
     raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def _open(path: PathLike) -> gguf_file.File:
-  try:
-    stat = os.stat(path)
-    return _read(os.fspath(path), stat.st_size, stat.st_mtime_ns)
-  except (OSError, ValueError) as error:
-    raise ValueError(
-      f"{path}: expected a complete GGUF file: {error}"
-    ) from error
-
-
-# A program asks for the sizes, the weights and the tokenizer in turn.
-@functools.lru_cache(maxsize=1)
-def _read(path: str, size: int, mtime_ns: int) -> gguf_file.File:
-  del size, mtime_ns  # A changed file is another one.
-  return gguf_file.read(path)
-
-
-def _entry(
-  path: PathLike, name: str, kind: type, default: Any = _REQUIRED
-) -> Any:
-  entries = _open(path).entries
-  if name not in entries and default is _REQUIRED:
-    raise ValueError(f"{path}: expected a metadata entry {name}, found none.")
-  value = entries.get(name, default)
-  if name in entries and type(value) is not kind:
-    raise ValueError(
-      f"{path}: expected the metadata entry {name} to be of type"
-      f" {kind.__name__}, got {type(value).__name__}."
-    )
-  return value
-
-
 def _llama_entries(path: PathLike) -> dict[str, Any]:
   """The metadata whose names begin with "llama.", without that prefix."""
-  architecture = _entry(path, "general.architecture", str)
+  architecture = gguf_file.entry(path, "general.architecture", str)
   if architecture != "llama":
     raise ValueError(
       f"{path}: expected architecture llama, got {architecture[:100]}."
     )
   entries = {
     name.removeprefix("llama."): value
-    for name, value in _open(path).entries.items()
+    for name, value in gguf_file.opened(path).entries.items()
     if name.startswith("llama.")
   }
   known = _REQUIRED_ENTRIES | _OPTIONAL_ENTRIES
@@ -313,33 +201,13 @@ def _check_blocks(path, config, tensors):
     )
 
 
-def _check_tokens(path, tokens, types, vocabulary):
-  if len(vocabulary) < len(tokens) or "" in vocabulary:
-    raise ValueError(
-      f"{path}: expected tokenizer.ggml.tokens to differ from one another and"
-      f" from the empty text; of {len(tokens)}, {len(vocabulary)} differ."
-    )
-  if len(types) != len(tokens) or types.dtype.kind not in "iu":
-    raise ValueError(
-      f"{path}: expected tokenizer.ggml.token_type to be {len(tokens)} whole"
-      f" numbers, as many as tokens, got {len(types)} of {types.dtype}."
-    )
-
-
-def _check_merges(path, pairs, vocabulary):
-  for pair in pairs:
-    if len(pair) != 2 or not vocabulary.keys() >= {*pair, "".join(pair)}:
-      raise ValueError(
-        f"{path}: expected tokenizer.ggml.merges to be two tokens each that"
-        f" make a third, got {' '.join(pair)[:100]!r}."
-      )
-
-
-def _skeleton(config, dtype=jnp.float32):
+def _skeleton(config, dtype=jnp.float32, remat=False):
   """A decoder's graph, and its parameters' shapes by path."""
   graph, state = nnx.split(
     nnx.eval_shape(
-      lambda: decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
+      lambda: decoder.Decoder(
+        config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat
+      )
     )
   )
   return graph, dict(nnx.to_flat_state(state))

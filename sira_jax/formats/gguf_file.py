@@ -17,6 +17,7 @@ order.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import struct
@@ -26,6 +27,8 @@ import gguf
 import numpy as np
 
 PathLike = str | os.PathLike[str]
+
+_REQUIRED: Any = object()
 
 _VERSIONS = (2, 3)
 _DIMENSIONS = 4  # ggml has no more
@@ -214,3 +217,45 @@ def _tensors(at, found, alignment):
     packed = data[offset:end].reshape(rows, width)
     made[name] = Tensor(name, kind, shape, packed)
   return tuple(made[name] for name in found)
+
+
+def opened(path: PathLike) -> File:
+  """The file, read once while it does not change.
+
+  Raises:
+    ValueError: it cannot be read, or is no complete GGUF file.
+  """
+  try:
+    stat = os.stat(path)
+    return _read(os.fspath(path), stat.st_size, stat.st_mtime_ns)
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{path}: expected a complete GGUF file: {error}"
+    ) from error
+
+
+# A program asks for the sizes, the weights and the tokenizer in turn.
+@functools.lru_cache(maxsize=1)
+def _read(path: str, size: int, mtime_ns: int) -> File:
+  del size, mtime_ns  # A changed file is another one.
+  return read(path)
+
+
+def entry(
+  path: PathLike, name: str, kind: type, default: Any = _REQUIRED
+) -> Any:
+  """A metadata entry of this type; without a default it must be there.
+
+  Raises:
+    ValueError: it is not there, or of another type.
+  """
+  entries = opened(path).entries
+  if name not in entries and default is _REQUIRED:
+    raise ValueError(f"{path}: expected a metadata entry {name}, found none.")
+  value = entries.get(name, default)
+  if name in entries and type(value) is not kind:
+    raise ValueError(
+      f"{path}: expected the metadata entry {name} to be of type"
+      f" {kind.__name__}, got {type(value).__name__}."
+    )
+  return value

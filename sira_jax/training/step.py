@@ -81,6 +81,7 @@ def make(
   optimizer: optax.GradientTransformation,
   *,
   steps: int | None = None,
+  microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The jitted step: (state, batch) -> (state, metrics); its state is donated.
 
@@ -96,6 +97,10 @@ def make(
     model: adapted; put into training mode here.
     optimizer: of the Trainable variables.
     steps: of the whole run; for routers with a growing k.
+    microbatches: the rows of a batch are taken in so many parts, one after
+      another, and the activations of one part exist at a time. The gradient is
+      that of the whole batch, but for penalties of routers, which are means
+      over the parts, and for what dropout draws.
   """
   model.train()
   graph, _, _, frozen = nnx.split(model, Trainable, AdapterConstant, ...)
@@ -105,13 +110,16 @@ def make(
     key = jax.random.fold_in(state.key, state.step)
     progress = None if steps is None else state.step / steps
 
-    def loss(trainable):
+    targets = batch["decoder_loss_weights"].astype(jnp.float32).sum()
+
+    def loss(trainable, part, key):
       # copy: the capture below may write to this trace's variables alone.
       merged = nnx.merge(graph, trainable, state.constants, frozen, copy=True)
       with ambient.DROPOUT_KEY(key), ambient.PROGRESS(progress):
-        return batch_loss(merged, batch)
+        return batch_loss(merged, part, targets=targets, parts=microbatches)
 
-    grads, metrics = jax.grad(loss, has_aux=True)(state.trainable)
+    slope = functools.partial(jax.grad(loss, has_aux=True), state.trainable)
+    grads, metrics = _in_parts(slope, batch, key, microbatches)
     updates, optimizer_state = optimizer.update(
       grads, state.optimizer, state.trainable
     )
@@ -137,8 +145,36 @@ def make(
   return lambda state, batch: step(state, frozen, batch)
 
 
+def _in_parts(slope, batch, key, parts):
+  """The sum of `slope(part, key)` over parts of the batch's rows."""
+  if parts == 1:
+    return slope(batch, key)
+
+  def split(array):
+    # Every parts-th row, so that a device's rows stay on it.
+    array = array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+    return sharding.constrain(array, None, "batch", *[None] * (array.ndim - 2))
+
+  def add(total, part):
+    number, rows = part
+    found = slope(rows, jax.random.fold_in(key, number))
+    return jax.tree.map(jnp.add, total, found), None
+
+  split_batch = jax.tree.map(split, batch)
+  numbered = (jnp.arange(parts), split_batch)
+  first = jax.tree.map(lambda x: x[0], split_batch)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(slope, first, key)
+  )
+  return jax.lax.scan(add, zeros, numbered)[0]
+
+
 def batch_loss(
-  model: nnx.Module, batch: Batch
+  model: nnx.Module,
+  batch: Batch,
+  *,
+  targets: jax.Array | None = None,
+  parts: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of one batch, and its metrics.
 
@@ -146,6 +182,15 @@ def batch_loss(
   target token), targets (their number), tokens (real ones); where the model
   routes, balance_loss (mean over layers) and dropped_fraction (of the expert
   choices); where AdaMix trains, consistency (per target token).
+
+  Of a part of a batch, loss and metrics are such that those of all parts add
+  up to the batch's; the routers' then are means over the parts.
+
+  Args:
+    model: adapted.
+    batch: what it reads, and the targets.
+    targets: the number of targets of the whole batch; by default, of this one.
+    parts: of the whole batch.
   """
   coefficient = _consistency(model)
   features = {name: batch[name] for name in model.FEATURES if name in batch}
@@ -163,7 +208,7 @@ def batch_loss(
     targets=batch["decoder_target_tokens"],
     weights=weights,
   )
-  targets = jnp.maximum(weights.sum(), 1.0)
+  targets = jnp.maximum(weights.sum() if targets is None else targets, 1.0)
   metrics = {
     "loss": total / targets,
     "accuracy": right / targets,
@@ -174,11 +219,11 @@ def batch_loss(
   stats = routing_stats(records)
   if stats:
     mean = lambda name: jnp.stack([getattr(s, name) for s in stats]).mean()  # noqa: E731
-    loss = loss + mean("penalty")
-    metrics["balance_loss"] = mean("balance_loss")
+    loss = loss + mean("penalty") / parts
+    metrics["balance_loss"] = mean("balance_loss") / parts
     chosen = sum(s.chosen.sum() for s in stats)
     dropped = sum(s.dropped.sum() for s in stats)
-    metrics["dropped_fraction"] = dropped / jnp.maximum(chosen, 1.0)
+    metrics["dropped_fraction"] = dropped / jnp.maximum(chosen, 1.0) / parts
   if coefficient:
     with ambient.DROPOUT_KEY(_other(ambient.DROPOUT_KEY.get())):
       again = model.hidden(**features)

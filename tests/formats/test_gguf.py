@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax.formats import gguf, sources
+from sira_jax.formats import gguf, gguf_tokenizer, sources
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMOLLM2 = (
@@ -87,7 +87,10 @@ def test_smollm2_equals_numpy(smollm2):
     tensor.name: gguf_library.dequantize(tensor.data, tensor.tensor_type)
     for tensor in gguf._open(smollm2).tensors
   }
-  model, tokenizer = gguf.load_decoder(smollm2), gguf.tokenizer(smollm2)
+  model, tokenizer = (
+    gguf.load_decoder(smollm2),
+    gguf_tokenizer.tokenizer(smollm2),
+  )
   rows = [tokenizer.encode(text).ids for text in TEXTS]
   padded = np.zeros((len(rows), max(map(len, rows))), int)
   for i, row in enumerate(rows):
@@ -101,13 +104,13 @@ def test_smollm2_equals_numpy(smollm2):
 
 
 def test_smollm2_tokenizer(smollm2):
-  tokenizer = gguf.tokenizer(smollm2)
+  tokenizer = gguf_tokenizer.tokenizer(smollm2)
   for text, ids in TEXTS.items():
     got = tokenizer.encode(text).ids
     assert ids is None or got == ids
     assert tokenizer.decode(got, skip_special_tokens=False) == text
   assert tokenizer.decode([1, 4093, 2]) == "user"
-  assert gguf.special_tokens(smollm2) == gguf.SpecialTokens(
+  assert gguf_tokenizer.special_tokens(smollm2) == gguf_tokenizer.SpecialTokens(
     bos_id=1, eos_id=2, pad_id=2, unknown_id=0
   )
   assert gguf.fingerprint(smollm2) == SMOLLM2_SHA256
@@ -283,7 +286,7 @@ def test_files_that_are_no_gguf_are_refused(tmp_path):
   other = tmp_path / "model.bin"
   other.write_bytes(b"PK\x03\x04" * 1000)
   for path in (other, tmp_path, tmp_path / "absent.gguf"):
-    for read in (gguf.read_config, gguf.load_decoder, gguf.tokenizer):
+    for read in (gguf.read_config, gguf.load_decoder, gguf_tokenizer.tokenizer):
       with pytest.raises(ValueError, match=str(path)):
         read(path)
   with pytest.raises(ValueError, match=r"absent\.gguf: cannot be read"):
@@ -304,12 +307,14 @@ def test_a_replaced_file_is_read_anew(tmp_path):
 
 def test_tokenizer_of_a_tiny_file(tmp_path):
   path = write(tmp_path / "tiny.gguf", **TOKENIZER)
-  tokenizer = gguf.tokenizer(path)
+  tokenizer = gguf_tokenizer.tokenizer(path)
   assert tokenizer.encode("ab<tool>a<end>").ids == [3, 4, 1, 0]
   assert tokenizer.decode([3, 4, 1, 0]) == "ab<tool>a"
   # Digits stay single, whatever the merges say.
   assert tokenizer.encode("ab11").ids == [3, 5, 5]
-  assert gguf.special_tokens(path) == gguf.SpecialTokens(None, 0, None, None)
+  assert gguf_tokenizer.special_tokens(path) == gguf_tokenizer.SpecialTokens(
+    None, 0, None, None
+  )
 
 
 @pytest.mark.parametrize(
@@ -325,4 +330,4 @@ def test_tokenizer_of_a_tiny_file(tmp_path):
 def test_other_tokenizers_are_refused(tmp_path, entries, message):
   path = write(tmp_path / "tiny.gguf", **(TOKENIZER | entries))
   with pytest.raises(ValueError, match=message):
-    gguf.tokenizer(path)
+    gguf_tokenizer.tokenizer(path)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be refused of a config before anything is loaded."""
+
+import jax
+import ml_collections
+
+from sira_jax import (
+  assembly,
+  configuration,
+  evaluation,
+  expert_budget,
+  nonfinite,
+  sharding,
+)
+from sira_jax.data import evaluation as evaluation_data
+from sira_jax.data import mixtures, pipeline
+from sira_jax.formats import bases
+from sira_jax.training import optimizers, sparsifying
+
+# What each group of a config configures, but for the optimizer, whose function
+# is chosen by its kind; and the arguments that are not the config's to give.
+_FUNCTIONS = {
+  "base": bases.load,
+  "mixture": mixtures.build,
+  "batches": pipeline.batches,
+  "evaluation": evaluation_data.evaluation,
+  "decoding": evaluation.evaluate,
+  "sparsity": sparsifying.stages,
+  "allocation": expert_budget.decide,
+  "mesh": sharding.mesh,
+}
+_GIVEN = {
+  "batches": ("seed", "start"),
+  "optimizer": ("steps", "gates"),
+  "decoding": ("score", "text", "eos_id"),
+  "sparsity": ("steps",),
+  "allocation": ("costs",),
+  "mesh": ("devices",),
+}
+_OPTIONAL = {"sparsity", "allocation"}
+_TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks all of a config that can be checked before anything is loaded.
+
+  Raises:
+    ValueError: a group that is missing or unknown, a field that the group's
+      function does not have or does need, or a value that it refuses.
+  """
+  _check_groups(config)
+  kind = config.optimizer.get("kind")
+  if kind not in optimizers.OPTIMIZERS:
+    raise ValueError(
+      f"config.optimizer.kind must be one of {sorted(optimizers.OPTIMIZERS)},"
+      f" got {kind!r}."
+    )
+  functions = _FUNCTIONS | {"optimizer": optimizers.OPTIMIZERS[kind]}
+  for name, function in functions.items():
+    if name in config:
+      fields = {k: v for k, v in config[name].items() if k != "kind"}
+      given = _GIVEN.get(name, ())
+      configuration.check(name, function, fields, given=given)
+  rules = configuration.rules(config.rules)
+  if config.seed is None:
+    raise ValueError("config.seed must be a number, got none.")
+  if set(config.training) != set(_TRAINING):
+    raise ValueError(
+      f"config.training must have {', '.join(_TRAINING)}; it has"
+      f" {sorted(config.training)}."
+    )
+  if config.training.nonfinite not in nonfinite.ACTIONS:
+    raise ValueError(
+      f"config.training.nonfinite must be one of {list(nonfinite.ACTIONS)}, got"
+      f" {config.training.nonfinite!r}."
+    )
+  for group, name, least in (
+    ("training", "steps", 1 if rules else 0),
+    ("training", "checkpoint_every", 1),
+    ("training", "microbatches", 1),
+    ("batches", "batch_size", 1),
+    ("batches", "length", 2),
+    ("evaluation", "examples", 1),
+    ("decoding", "max_new_tokens", 1),
+    ("decoding", "batch_size", 1),
+  ):
+    value = config[group][name]
+    if value is None or value < least:
+      raise ValueError(
+        f"config.{group}.{name} must be at least {least}, got {value}."
+      )
+  _check_rules(config, rules)
+  for stage in assembly.stages(config):
+    if stage.steps:
+      assembly.optimizer(config, stage)
+
+
+def _check_groups(config):
+  needed = {*_FUNCTIONS, "optimizer", "rules", "seed", "training"} - _OPTIONAL
+  lacking = sorted(needed - set(config))
+  unknown = sorted(set(config) - needed - _OPTIONAL)
+  if lacking or unknown:
+    raise ValueError(
+      f"The config must have the groups {sorted(needed)}, and may have"
+      f" {sorted(_OPTIONAL)}; it lacks {lacking} and has the unknown {unknown}."
+    )
+
+
+def _check_rules(config, rules):
+  """What the rules' methods ask of the other groups."""
+  if not rules and config.training.steps:
+    raise ValueError(
+      "config.rules is empty, so there is nothing to train: add a rule, or set"
+      " config.training.steps to 0 to score the frozen base."
+    )
+  factories = [rule.factory for rule in rules]
+  gated = any(getattr(factory, "gate", None) for factory in factories)
+  if gated and "sparsity" not in config:
+    raise ValueError(
+      "The rules have gates, but the config has no group sparsity to say how"
+      " they are trained: add config.sparsity with penalties."
+    )
+  if "sparsity" in config and not gated:
+    raise ValueError(
+      "config.sparsity is about gates, and no rule has any: take sora, or sira"
+      " with a gate, or drop the group."
+    )
+  if any(_by_example(factory) for factory in factories):
+    raise ValueError(
+      'level="example" routes by the mean of a whole example, and the runs of'
+      ' this script decode token by token: use level="token".'
+    )
+  weights = {getattr(factory, "consistency", None) for factory in factories}
+  if len(weights - {None}) > 1:
+    raise ValueError(
+      "The consistency loss is one of the whole model: give all rules the same"
+      f" consistency, not {sorted(weights - {None})}."
+    )
+  if "allocation" in config:
+    settings = config.allocation.to_dict()
+    # Whatever can be refused without the model's sensitivities.
+    expert_budget.check(**settings)
+
+
+def check_rows(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> None:
+  """Checks that the mesh and the microbatches divide a batch's rows.
+
+  Raises:
+    ValueError: they do not.
+  """
+  with sharding.use(mesh):
+    places = sharding.places()
+  rows, parts = config.batches.batch_size, config.training.microbatches
+  if rows % (parts * places):
+    raise ValueError(
+      f"config.batches.batch_size ({rows}) must be a multiple of"
+      f" {parts * places}: training.microbatches ({parts}) times the"
+      f" {places} devices that config.mesh puts rows on (data x fsdp)."
+    )
+
+
+def _by_example(factory):
+  router = getattr(factory, "router", None)
+  return router is not None and router.level == "example"
