@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -135,9 +136,15 @@ class Run:
     """Every array of the newest checkpoint, by its path."""
     newest = self.checkpoints(whole=True)[-1]
     found = {}
-    with ocp.StandardCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader:
       for item in ("adapter", "optimizer", "random"):
-        tree = reader.restore(newest.absolute() / item)
+        path = newest.absolute() / item
+        # As numpy, whatever devices they were saved from.
+        numpy = jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+          reader.metadata(path).item_metadata.tree,
+        )
+        tree = reader.restore(path, restore_args=numpy)
         found |= {f"{item}.{path}": array for path, array in _leaves(tree)}
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a config before anything heavy is loaded.
+"""Config groups as the keyword arguments of the functions they configure.
 
 A config is an `ml_collections.ConfigDict`; each of its groups is the keyword
 arguments of exactly one function.

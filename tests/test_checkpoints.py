@@ -258,3 +258,14 @@ def test_saves_nothing_of_the_base(tmp_path):
   save(tmp_path, fresh(d=256))
   size = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
   assert size < 256 * 256 * 4
+
+
+def test_an_interrupted_write_is_removed_at_once(tmp_path):
+  left = tmp_path / "3.orbax-checkpoint-tmp"
+  left.mkdir()
+  (left / "half").touch()
+  with checkpoints.Checkpoints(tmp_path, writable=False):
+    assert left.exists()
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    assert not left.exists()
+    assert saved.latest() is None

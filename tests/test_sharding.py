@@ -371,3 +371,30 @@ def test_place_takes_arrays_of_numpy():
     jax.tree.leaves(nnx.state(model)), jax.tree.leaves(state), strict=True
   ):
     np.testing.assert_array_equal(placed, one)
+
+
+def test_a_number_goes_to_all():
+  with sharding.use(sharding.mesh()):
+    assert sharding.rows({"n": np.array(3)})["n"].is_fully_replicated
+
+
+def test_places():
+  assert sharding.places() == 1
+  with sharding.use(sharding.mesh(fsdp=2, tensor=2)):
+    assert sharding.places() == 4
+  with sharding.use(sharding.mesh(), {"batch": None}):
+    assert sharding.places() == 1
+
+
+def test_a_filled_variable_is_in_its_slices():
+  array = np.arange(64, dtype=np.float32).reshape(16, 4)
+  variable = nnx.Param(
+    jax.ShapeDtypeStruct((16, 4), jnp.float32), axes=("d", "f")
+  )
+  assert (sharding.filled("w", variable, array)[...] == array).all()
+  with sharding.use(sharding.mesh(data=1, fsdp=4, tensor=2)):
+    found = sharding.filled("w", variable, array)
+    assert found[...].sharding.shard_shape((16, 4)) == (4, 2)
+    np.testing.assert_array_equal(found[...], array)
+    with pytest.raises(ValueError, match=r"w of shape .3, 4.: its axis 'd'"):
+      sharding.filled("w", variable, array[:3])

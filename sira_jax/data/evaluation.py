@@ -16,7 +16,8 @@ class EvaluationSet:
     task: its name.
     language: its code.
     zero_shot: True if no row in this language was trained on.
-    inputs: token ids to decode from: 0, as first in training, then a prompt's.
+    inputs: token ids to decode from: 0, as first in training, then a prompt's;
+      for an encoder-decoder, the prompt's and its end.
     targets: the texts to be decoded.
     prompts: the texts of the inputs.
     seen: examples left out since some training language has the same prompt.
@@ -37,11 +38,13 @@ def evaluation(
   examples: int,
   split: str = "test",
   seed: int = 0,
+  encoder: bool = False,
 ) -> list[EvaluationSet]:
   """At most `examples` of every entry that is evaluated.
 
   Which and in what order depends on their text and `seed` only, so a greater
-  number adds to the end. Close languages share some prompts; what the mixture
+  number adds to the end. `encoder` says for whom their inputs are. Close
+  languages share some prompts; what the mixture
   trains on is left out, whichever its language.
 
   Raises:
@@ -70,16 +73,25 @@ def evaluation(
       )
     chosen = examples_lib.shuffled(unseen, seed=seed)[:examples]
     seen = len(rows) - len(unseen)
-    sets.append(_set(mixture, entry, chosen, seen=seen))
+    sets.append(_set(mixture, entry, chosen, encoder=encoder, seen=seen))
   return sets
 
 
 def memorisation(
-  mixture: mixtures.Mixture, *, examples: int, seed: int = 0
+  mixture: mixtures.Mixture,
+  *,
+  examples: int,
+  seed: int = 0,
+  encoder: bool = False,
 ) -> list[EvaluationSet]:
   """At most `examples` that are trained on, of every entry that is."""
   return [
-    _set(mixture, entry, examples_lib.shuffled(rows, seed=seed)[:examples])
+    _set(
+      mixture,
+      entry,
+      examples_lib.shuffled(rows, seed=seed)[:examples],
+      encoder=encoder,
+    )
     for entry in mixture.train
     for rows in [tasks.rows(entry.task, entry.language, split="train")]
   ]
@@ -100,15 +112,17 @@ def score(
   return scores
 
 
-def _set(mixture, entry, rows, *, seen=0):
+def _set(mixture, entry, rows, *, encoder, seen=0):
   prompts, targets = zip(*rows, strict=True)
+  vocabulary = mixture.vocabulary
+  before = [] if encoder else [vocabulary.pad_id]
+  after = [vocabulary.eos_id] if encoder else []
   return EvaluationSet(
     task=entry.task,
     language=entry.language,
     zero_shot=entry.zero_shot,
     inputs=tuple(
-      [mixture.vocabulary.pad_id, *mixture.vocabulary.encode(prompt)]
-      for prompt in prompts
+      [*before, *vocabulary.encode(prompt), *after] for prompt in prompts
     ),
     targets=targets,
     prompts=prompts,

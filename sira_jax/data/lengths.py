@@ -35,7 +35,8 @@ class Row(NamedTuple):
     rate: share of the training examples that are this entry's.
     inputs: mean tokens of a prompt.
     targets: mean tokens of a target.
-    longest: tokens of the longest example.
+    longest: tokens of the longest example; for an encoder-decoder, of the
+      longest prompt, its end included, and of the longest target.
     too_long: examples that do not fit.
   """
 
@@ -45,7 +46,7 @@ class Row(NamedTuple):
   rate: float
   inputs: float
   targets: float
-  longest: int
+  longest: int | tuple[int, int]
   too_long: int
 
 
@@ -66,8 +67,16 @@ def measure(
   )
 
 
-def report(mixture: mixtures.Mixture, *, length: int) -> tuple[Row, ...]:
-  """What there is to train on and what of it exceeds `length` tokens."""
+def report(
+  mixture: mixtures.Mixture, *, length: int, targets_length: int | None = None
+) -> tuple[Row, ...]:
+  """What there is to train on, and what of it does not fit.
+
+  Args:
+    mixture: to train on.
+    length: tokens of a row, or of an encoder's.
+    targets_length: tokens of a decoder's row beside an encoder.
+  """
   rows = []
   for entry in mixture.train:
     inputs, targets = measure(
@@ -76,7 +85,12 @@ def report(mixture: mixtures.Mixture, *, length: int) -> tuple[Row, ...]:
       split="train",
       vocabulary=mixture.vocabulary,
     )
-    whole = inputs + targets
+    if targets_length is None:
+      longest = int((inputs + targets).max())
+      too_long = inputs + targets > length
+    else:
+      longest = (int(inputs.max()) + 1, int(targets.max()))
+      too_long = (inputs + 1 > length) | (targets > targets_length)
     rows.append(
       Row(
         task=entry.task,
@@ -85,8 +99,8 @@ def report(mixture: mixtures.Mixture, *, length: int) -> tuple[Row, ...]:
         rate=entry.rate,
         inputs=float(inputs.mean()),
         targets=float(targets.mean()),
-        longest=int(whole.max()),
-        too_long=int((whole > length).sum()),
+        longest=longest,
+        too_long=int(too_long.sum()),
       )
     )
   return tuple(rows)
@@ -100,14 +114,19 @@ def table(rows: Sequence[Row]) -> str:
   ]
   lines += [
     f"{row.task:10}{row.language:10}{row.examples:9}{row.rate:8.1%}"
-    f"{row.inputs:8.1f}{row.targets:9.1f}{row.longest:9}{row.too_long:10}"
+    f"{row.inputs:8.1f}{row.targets:9.1f}{_words(row.longest):>9}"
+    f"{row.too_long:10}"
     for row in rows
   ]
   return "\n".join(lines)
 
 
 def check(
-  mixture: mixtures.Mixture, *, length: int, too_long: str = "error"
+  mixture: mixtures.Mixture,
+  *,
+  length: int,
+  targets_length: int | None = None,
+  too_long: str = "error",
 ) -> None:
   """Refuses examples that do not fit, unless they are to be skipped.
 
@@ -120,23 +139,39 @@ def check(
     raise ValueError(
       f"Unknown too_long {too_long!r}. Available are: {', '.join(TOO_LONG)}."
     )
-  rows = [row for row in report(mixture, length=length) if row.too_long]
+  found = report(mixture, length=length, targets_length=targets_length)
+  rows = [row for row in found if row.too_long]
   listed = "\n".join(
     f"  {row.task} in {row.language}: {row.too_long} of {row.examples}, the"
-    f" longest has {row.longest} tokens"
+    f" longest has {_words(row.longest)} tokens"
     for row in rows
   )
+  limit = f"{length} tokens, inputs and targets together"
+  if targets_length is not None:
+    limit = f"{length} tokens of input and {targets_length} of target"
   if rows and too_long == "error":
-    longest = max(row.longest for row in rows)
     raise ValueError(
-      f"Expected examples of at most {length} tokens, inputs and targets"
-      f" together, got longer ones:\n{listed}\nNone is ever cut: either set"
-      f' length to {longest} or more, or too_long="skip" to leave them out.'
+      f"Expected examples of at most {limit}, got longer ones:\n{listed}\nNone"
+      f" is ever cut: either set {_advice(rows)} or more, or"
+      ' too_long="skip" to leave them out.'
     )
   empty = [row for row in rows if row.too_long == row.examples]
   if empty:
     names = ", ".join(f"{row.task} in {row.language}" for row in empty)
     raise ValueError(
-      f"No example of {names} has at most {length} tokens:\n{listed}\nSet a"
+      f"No example of {names} has at most {limit}:\n{listed}\nSet a"
       " greater length or leave these out."
     )
+
+
+def _words(longest) -> str:
+  return "+".join(map(str, np.atleast_1d(longest)))
+
+
+def _advice(rows) -> str:
+  """The lengths that would do."""
+  most = np.atleast_1d(np.max([row.longest for row in rows], axis=0))
+  names = ("length", "targets_length")
+  return " and ".join(
+    f"{name} to {size}" for name, size in zip(names, most, strict=False)
+  )

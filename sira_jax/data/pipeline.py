@@ -11,23 +11,13 @@ from sira_jax.data import lengths, mixtures, quiet
 
 Batch = dict[str, np.ndarray]
 
-_DTYPES = {
-  "decoder_input_tokens": np.int32,
-  "decoder_target_tokens": np.int32,
-  "decoder_loss_weights": np.float32,
-}
-_PACKED_DTYPES = {
-  **_DTYPES,
-  "decoder_segment_ids": np.int32,
-  "decoder_positions": np.int32,
-}
-
 
 def batches(
   mixture: mixtures.Mixture,
   *,
   batch_size: int,
   length: int,
+  targets_length: int | None = None,
   pack: bool = False,
   seed: int = 0,
   start: int = 0,
@@ -39,18 +29,24 @@ def batches(
   `decoder_target_tokens` one later, with 0 first; `decoder_loss_weights` are 1
   on targets, else 0. All have shape [batch_size, length].
 
+  With `targets_length` they are for an encoder-decoder: `encoder_input_tokens`
+  [batch_size, length] are the inputs and an end, and the decoder's entries,
+  [batch_size, targets_length], are of targets alone.
+
   With `pack`, a row holds as many examples as follow one another and fit.
   `decoder_segment_ids` number them from 1, 0 is padding; `decoder_positions`
-  count from 0 in each.
+  count from 0 in each; an encoder has its own.
 
-  Batch n depends on the mixture, `batch_size`, `length`, `pack`, `too_long`
-  and `seed` only; `start` computes the batches before it and drops them, on
-  two busy cores some 900 packed or 4,500 unpacked rows of 128 tokens a second.
+  Batch n depends on the mixture, the sizes, `pack`, `too_long` and `seed` only;
+  `start` computes the batches before it and drops them, on two busy cores some
+  900 packed or 4,500 unpacked rows of 128 tokens a second.
 
   Args:
     mixture: what to train on.
     batch_size: rows of a batch.
-    length: tokens of a row.
+    length: tokens of a row, or of an encoder's.
+    targets_length: tokens of a decoder's row beside an encoder; None for a
+      decoder alone.
     pack: whether to put several examples into a row.
     seed: of the order and of the mixing.
     start: number of batches consumed before.
@@ -62,24 +58,30 @@ def batches(
   for name, value, least in (
     ("batch_size", batch_size, 1),
     ("length", length, 2),
+    ("targets_length", 2 if targets_length is None else targets_length, 1),
     ("start", start, 0),
   ):
     if value < least:
       raise ValueError(f"Expected {name} of at least {least}, got {value}.")
-  lengths.check(mixture, length=length, too_long=too_long)
+  lengths.check(
+    mixture, length=length, targets_length=targets_length, too_long=too_long
+  )
   with quiet.logs():
-    dataset = _examples(mixture, length=length, seed=seed)
-    dataset = _convert(dataset, length=length, pack=pack)
+    dataset = _examples(mixture, seed=seed)
+    if targets_length is None:
+      dataset = _decoder_rows(dataset, length=length, pack=pack)
+    else:
+      end = mixture.vocabulary.eos_id
+      sizes = {"inputs": length, "targets": targets_length}
+      dataset = _encoder_decoder_rows(dataset, sizes, end=end, pack=pack)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.skip(start).prefetch(2)
-  return _arrays(dataset, _PACKED_DTYPES if pack else _DTYPES)
+  return _arrays(dataset)
 
 
-def _examples(
-  mixture: mixtures.Mixture, *, length: int, seed: int
-) -> tf.data.Dataset:
-  """Tokens of inputs and targets, mixed, untrimmed; the longer left out."""
-  dataset = mixture.provider.get_dataset(
+def _examples(mixture: mixtures.Mixture, *, seed: int) -> tf.data.Dataset:
+  """Tokens of inputs and targets, mixed, untrimmed."""
+  return mixture.provider.get_dataset(
     # Given lengths, seqio would trim inputs and targets to them.
     sequence_length=None,
     trim_output_features=False,
@@ -90,15 +92,15 @@ def _examples(
     # The rows are in memory anyway.
     try_in_mem_cache=False,
   )
-  return dataset.filter(
-    lambda row: tf.size(row["inputs"]) + tf.size(row["targets"]) <= length
-  )
 
 
-def _convert(
+def _decoder_rows(
   dataset: tf.data.Dataset, *, length: int, pack: bool
 ) -> tf.data.Dataset:
-  """Model features of the examples, in rows of `length` tokens."""
+  """A decoder's features of the examples that fit into `length` tokens."""
+  dataset = dataset.filter(
+    lambda row: tf.size(row["inputs"]) + tf.size(row["targets"]) <= length
+  )
   converter = seqio.PrefixLMFeatureConverter(
     pack=pack,
     loss_on_targets_only=True,
@@ -109,9 +111,28 @@ def _convert(
   return converter(dataset, {"inputs": length - 1, "targets": 1})
 
 
-def _arrays(
-  dataset: tf.data.Dataset, dtypes: dict[str, type]
-) -> Iterator[Batch]:
+def _encoder_decoder_rows(
+  dataset: tf.data.Dataset, sizes: dict[str, int], *, end: int, pack: bool
+) -> tf.data.Dataset:
+  """An encoder-decoder's features of the examples that fit."""
+  dataset = dataset.map(
+    lambda row: row | {"inputs": tf.concat([row["inputs"], [end]], axis=0)}
+  )
+  dataset = dataset.filter(
+    lambda row: tf.reduce_all(
+      [tf.size(row[name]) <= size for name, size in sizes.items()]
+    )
+  )
+  return seqio.EncDecFeatureConverter(pack=pack)(dataset, sizes)
+
+
+def _arrays(dataset: tf.data.Dataset) -> Iterator[Batch]:
   """Copies, for TensorFlow owns the memory of what it yields."""
   for batch in dataset.as_numpy_iterator():
-    yield {name: np.array(batch[name], dtypes[name]) for name in dtypes}
+    yield {
+      name: np.array(
+        values, np.float32 if name == "decoder_loss_weights" else np.int32
+      )
+      for name, values in batch.items()
+      if name != "decoder_causal_attention"  # our decoders are causal always
+    }

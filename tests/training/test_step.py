@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from sira_jax import ambient
+from sira_jax import ambient, plan, sharding
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import Trainable
 from sira_jax.training import losses
@@ -238,3 +238,41 @@ def test_a_rematerialized_model_trains_the_same():
 def test_a_model_without_adapters_is_refused():
   with pytest.raises(ValueError, match="no Trainable variables"):
     training.init(tiny.base(), optax.sgd(1.0), seed=0)
+
+
+@pytest.mark.parametrize("rule", [(r".*k_proj", LORA), (r".*down_proj", SIRA)])
+@pytest.mark.parametrize("places", [1, 2])
+def test_microbatches_are_one_batch(rule, places):
+  """Rows of unlike numbers of targets; SGD's step is the gradient."""
+  mesh = sharding.mesh(devices=jax.devices()[:places])
+  found = []
+  for parts in (1, 2):
+    with sharding.use(mesh):
+      model, batch = model_with(all=rule), tiny.batch()
+      state = training.init(model, optax.sgd(1.0), seed=0)
+      step = training.make(model, optax.sgd(1.0), microbatches=parts)
+      state, metrics = step(state, sharding.rows(batch))
+      found.append(jax.tree.map(np.asarray, (state.trainable, metrics)))
+  one, two = found
+  assert (batch["decoder_loss_weights"].sum(axis=1) != 6).any()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+    one,
+    two,
+  )
+
+
+def test_microbatches_need_less_memory():
+  model = model_with(all=(r".*k_proj", LORA))
+  batch = jax.tree.map(lambda x: np.concatenate([x] * 16), tiny.batch())
+  sizes = [
+    plan.plan(
+      model,
+      optax.sgd(1.0),
+      batch=batch,
+      mesh=sharding.mesh(devices=jax.devices()[:1]),
+      microbatches=parts,
+    ).temporaries
+    for parts in (1, 8)
+  ]
+  assert sizes[1] < sizes[0] / 2
