@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -213,3 +214,53 @@ def test_another_process_has_the_same_data_and_is_quiet(mixture, capsys):
   capsys.readouterr()
   exec(PROGRAM, {"byte_tokenizer": byte_tokenizer})
   assert run.stdout == capsys.readouterr().out
+
+
+ENCODER_DECODER = dict(length=48, targets_length=40, too_long="skip")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_encoder_decoder(vocabulary, pack):
+  """Inputs and an end before the encoder; targets alone after the decoder."""
+  mixture = mixtures.build(vocabulary, tasks=("dates",), languages=("en",))
+  batch = next(
+    pipeline.batches(mixture, batch_size=4, pack=pack, **ENCODER_DECODER)
+  )
+  names = {"encoder_input_tokens", "decoder_input_tokens"}
+  names |= {"decoder_target_tokens", "decoder_loss_weights"}
+  if pack:
+    names |= {f"{side}_segment_ids" for side in ("encoder", "decoder")}
+    names |= {f"{side}_positions" for side in ("encoder", "decoder")}
+  assert set(batch) == names
+  known = dict(tasks.rows("dates", "en", split="train"))
+  tokens = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+  assert [array.shape for array in tokens] == [(4, 48), (4, 40)]
+  ids = [np.int32(array != 0) for array in tokens]
+  if pack:
+    ids = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+    assert max(ids[0].max(), ids[1].max()) > 1
+  for row in range(4):
+    for example in range(1, ids[0][row].max() + 1):
+      inputs, targets = (
+        array[row][own[row] == example].tolist()
+        for array, own in zip(tokens, ids, strict=True)
+      )
+      assert inputs[-1] == targets[-1] == vocabulary.eos_id
+      prompt, target = (vocabulary.decode(x[:-1]) for x in (inputs, targets))
+      assert known[prompt] == target
+  real = batch["decoder_target_tokens"] != 0
+  np.testing.assert_array_equal(batch["decoder_loss_weights"], real)
+
+
+def test_encoder_decoder_lengths(vocabulary):
+  mixture = mixtures.build(vocabulary, tasks=("dates",), languages=("en",))
+  (row,) = lengths.report(mixture, length=8, targets_length=99)
+  rows = tasks.rows("dates", "en", split="train")
+  longest = [max(len(vocabulary.encode(x)) for x in xs) for xs in zip(*rows)]
+  assert row.longest == (longest[0] + 1, longest[1] + 1)
+  message = (
+    rf"8 tokens of input and 99 of target.*length to {row.longest[0]} and"
+    rf" targets_length to {row.longest[1]} or more"
+  )
+  with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+    pipeline.batches(mixture, batch_size=1, length=8, targets_length=99)
