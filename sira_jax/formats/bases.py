@@ -7,7 +7,7 @@ from flax import nnx
 import jax.numpy as jnp
 import tokenizers
 
-from sira_jax.formats import gguf, sources
+from sira_jax.formats import gguf, huggingface, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Base:
     model: its weights are frozen `nnx.Param`s.
     tokenizer: its own.
     eos_id: the token that ends a text.
-    fingerprint: sha256 of its weights' file.
+    fingerprint: sha256 of its file, or over its folder's config and weights.
   """
 
   uri: str
@@ -35,8 +35,9 @@ def load(
   """Fetches and loads a base model.
 
   Args:
-    uri: see `sources.fetch`.
-    sha256: of the file; None trusts it.
+    uri: see `sources.fetch`; a GGUF file, or a folder of a Hugging Face
+      checkpoint.
+    sha256: of a file; None trusts it.
     dtype: of the loaded weights.
 
   Raises:
@@ -46,8 +47,18 @@ def load(
   if dtype not in ("float32", "bfloat16"):
     raise ValueError(f"base.dtype must be float32 or bfloat16, got {dtype!r}.")
   path = sources.fetch(uri, sha256=sha256)
+  if path.is_dir():
+    return Base(
+      uri=uri,
+      model=huggingface.load_model(path, dtype=jnp.dtype(dtype)),
+      tokenizer=huggingface.tokenizer(path),
+      eos_id=huggingface.eos_id(path),
+      fingerprint=huggingface.fingerprint(path),
+    )
   if path.suffix != ".gguf":
-    raise ValueError(f"{uri}: expected a .gguf file, got {path.name!r}.")
+    raise ValueError(
+      f"{uri}: expected a .gguf file or a folder, got {path.name!r}."
+    )
   return Base(
     uri=uri,
     model=gguf.load_decoder(path, dtype=jnp.dtype(dtype)),
