@@ -278,8 +278,13 @@ class Stack(nnx.Module):
       if block.attention.position_bias is not None:
         bias = block.attention.position_bias(view.positions, slots)
         view = view._replace(bias=bias)
-      run = functools.partial(Block.__call__, cross=cross, past=past)
+      run = _runs(cross, past)
       run = nnx.remat(run) if self.remat and past is None else run
       x, own = run(block, x, view)
       kept.append(own)
     return self.norm(x), kept
+
+
+def _runs(cross, past):
+  """A block's call of arrays alone, which is what remat takes."""
+  return lambda block, x, view: block(x, view, cross=cross, past=past)
