@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from sira_jax import sharding
+from sira_jax.adapters import methods, surgery
 from sira_jax.training import step as training
 from tests import tiny_t5
 
@@ -15,11 +16,9 @@ SIRA = dict(experts=4, rank=2, k=2, expert_dropout=0.1, capacity_factor=1.5)
 METHODS = [("lora", dict(rank=4)), ("sira", SIRA)]
 
 
-def run(method, settings, *, steps, shared=False):
+def run(method, settings, *, steps):
   """The losses of some steps on one batch, and what was trained."""
   model, _, _ = tiny_t5.golden("tiny_t5_gated")
-  if shared:
-    settings = settings | {"shared_router": True}
   tiny_t5.adapt(model, method, **settings)
   optimizer = optax.adam(0.03)
   state = training.init(model, optimizer, seed=0)
@@ -48,3 +47,37 @@ def test_the_loss_falls(method, settings):
   now = dict(nnx.to_flat_state(nnx.state(model)))
   for path, before in nnx.to_flat_state(frozen):
     np.testing.assert_array_equal(now[path][...], before[...])
+
+
+def test_layers_of_the_same_input_share_a_router():
+  model, _, _ = tiny_t5.golden("tiny_t5_gated")
+  sira = methods.create("sira", experts=4, rank=2, k=2, shared_router=True)
+  rule = surgery.Rule(r"decoder\.blocks\.\d+\.(cross_)?attention\.[qkv]", sira)
+  surgery.adapt(model, [rule], rngs=nnx.Rngs(0))
+  for block in model.decoder.blocks:
+    own, cross = block.attention, block.cross_attention
+    routers = [
+      layer.adapter.router
+      for layer in (own.q, own.k, own.v, cross.q, cross.k, cross.v)
+    ]
+    groups = [[id(router) == id(r) for r in routers] for router in routers]
+    # q of the cross-attention reads the decoder, k and v the encoder.
+    assert [sum(same) for same in groups] == [3, 3, 3, 1, 2, 2]
+
+
+@pytest.mark.parametrize("method, settings", METHODS)
+def test_eight_devices_equal_one(method, settings):
+  """Loss, gradient and what two steps train; and the weights are divided."""
+  expected, trained, _ = run(method, settings, steps=2)
+  with sharding.use(sharding.mesh(fsdp=2, tensor=2)):
+    metrics, got, model = run(method, settings, steps=2)
+  kernel = model.decoder.blocks[0].cross_attention.k.kernel[...]
+  assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+  for one, other in zip(expected, metrics, strict=True):
+    for name in ("loss", "gradient_norm"):
+      np.testing.assert_allclose(one[name], other[name], rtol=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3),
+    trained,
+    got,
+  )
