@@ -234,6 +234,12 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
       config's groups.
   """
   base = bases.load(**config.base)
+  if "encoder_input_tokens" in base.model.FEATURES:
+    raise ValueError(
+      f"config.base.uri: {base.uri} is an encoder-decoder, and batches are made"
+      " for decoders alone so far. Train it in your own code, with"
+      " sira_jax.training.step and batches of its FEATURES."
+    )
   limit = base.model.max_length
   if config.batches.length > limit:
     raise ValueError(

@@ -1,10 +1,12 @@
 """T5s of two small blocks a side, random or Hugging Face's, and batches."""
 
+import json
 import pathlib
 
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 from sira_jax.adapters import methods, surgery
 from sira_jax.formats import huggingface
@@ -85,3 +87,16 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
 def error(got, expected) -> float:
   got, expected = jnp.asarray(got), jnp.asarray(expected)
   return float(jnp.abs(got - expected).max() / jnp.abs(expected).max())
+
+
+def word_tokenizer(folder, **options):
+  """A tokenizer.json of four tokens that pads and truncates."""
+  ids = {"<pad>": 0, "</s>": 1, "<end>": 2, "a": 3}
+  made = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(ids, unk_token="<pad>")
+  )
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  made.enable_padding(length=9)
+  made.enable_truncation(2)
+  made.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(json.dumps(options))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 
 from sira_jax import sharding
 from sira_jax.formats import bases, huggingface, safetensors_file
@@ -255,24 +254,11 @@ def test_weights_are_not_the_files(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
 
 
-def word_tokenizer(folder, **options):
-  """A tokenizer.json of four tokens that pads and truncates."""
-  ids = {"<pad>": 0, "</s>": 1, "<end>": 2, "a": 3}
-  made = tokenizers.Tokenizer(
-    tokenizers.models.WordLevel(ids, unk_token="<pad>")
-  )
-  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  made.enable_padding(length=9)
-  made.enable_truncation(2)
-  made.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text(json.dumps(options))
-
-
 def test_bases_are_folders(tmp_path):
   folder = changed(tmp_path, T5)
   with pytest.raises(ValueError, match=r"expected a tokenizer\.json"):
     bases.load(uri=str(folder))
-  word_tokenizer(folder)
+  tiny_t5.word_tokenizer(folder)
   base = bases.load(uri=str(folder), dtype="bfloat16")
   assert type(base.model) is t5.T5
   assert base.model.shared.embedding.dtype == jnp.bfloat16
@@ -299,7 +285,7 @@ def test_bases_are_folders(tmp_path):
 )
 def test_the_end_of_a_text(tmp_path, said, token, expected):
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": said}))
-  word_tokenizer(tmp_path, eos_token=token)
+  tiny_t5.word_tokenizer(tmp_path, eos_token=token)
   if expected is None:
     with pytest.raises(ValueError, match="which eos_token_id ends a text"):
       huggingface.eos_id(tmp_path)
