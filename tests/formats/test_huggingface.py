@@ -13,6 +13,7 @@ import pytest
 from sira_jax import sharding
 from sira_jax.formats import bases, huggingface, safetensors_file
 from sira_jax.models import decoder, t5
+from tests import tiny_t5
 from tests.tiny_t5 import GOLDEN, error, golden
 
 CROSS = "decoder.block.0.layer.1.EncDecAttention"
