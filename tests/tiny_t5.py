@@ -89,12 +89,13 @@ def error(got, expected) -> float:
   return float(jnp.abs(got - expected).max() / jnp.abs(expected).max())
 
 
-def word_tokenizer(folder, **options):
-  """A tokenizer.json of four tokens that pads and truncates."""
+def word_tokenizer(folder, *, more: int = 0, **options):
+  """A tokenizer.json of four tokens, or more, that pads and truncates."""
   ids = {"<pad>": 0, "</s>": 1, "<end>": 2, "a": 3}
   made = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(ids, unk_token="<pad>")
   )
+  made.add_tokens([f"extra{i}" for i in range(more)])
   made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   made.enable_padding(length=9)
   made.enable_truncation(2)

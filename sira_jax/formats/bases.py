@@ -48,10 +48,18 @@ def load(
     raise ValueError(f"base.dtype must be float32 or bfloat16, got {dtype!r}.")
   path = sources.fetch(uri, sha256=sha256)
   if path.is_dir():
+    tokenizer = huggingface.tokenizer(path)
+    model = huggingface.load_model(path, dtype=jnp.dtype(dtype))
+    ids, rows = tokenizer.get_vocab_size(), model.config.vocabulary_size
+    if ids > rows:
+      raise ValueError(
+        f"{uri}: its tokenizer has {ids} ids, and its model embeds {rows}. Take"
+        " added tokens that were never trained out of its tokenizer.json."
+      )
     return Base(
       uri=uri,
-      model=huggingface.load_model(path, dtype=jnp.dtype(dtype)),
-      tokenizer=huggingface.tokenizer(path),
+      model=model,
+      tokenizer=tokenizer,
       eos_id=huggingface.eos_id(path),
       fingerprint=huggingface.fingerprint(path),
     )

@@ -100,15 +100,16 @@ class _Entries:
     self.path, self.entries, self.used = path, entries, set()
 
   def get(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
-    """An entry of that type; numbers are positive; null is the default."""
+    """An entry of that type; a number is above 0; null is the default."""
     self.used.add(name)
     value = self.entries.get(name)
     if value is None and default is not _REQUIRED:
       return default
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and value < 2**53:
       value = float(value)
     number = kind in (int, float)
-    if type(value) is not kind or (number and not 0 < value < math.inf):
+    limit = 2**31 if kind is int else math.inf
+    if type(value) is not kind or (number and not 0 < value < limit):
       raise ValueError(
         f"{self.path}: expected {name} to be a {'positive ' * number}"
         f"{kind.__name__}, got {value!r:.100}."

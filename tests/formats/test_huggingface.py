@@ -34,6 +34,8 @@ def write(path, tensors):
     )
     data += array.tobytes()
   text = json.dumps(header).encode()
+  # Aligned, so that an array could be the file's memory itself.
+  text += b" " * (-(8 + len(text)) % 64)
   path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
@@ -181,8 +183,14 @@ LLAMA, T5 = "tiny_llama_sharded", "tiny_t5_gated"
       "hidden_size to be a positive int, got '16",
     ),
     (LLAMA, dict(hidden_size=True), "hidden_size to be a positive int, got Tr"),
-    (LLAMA, dict(num_hidden_layers=2**31), "blocks are more than the 21 tens"),
+    (
+      LLAMA,
+      dict(num_hidden_layers=2**31 - 1),
+      "blocks are more than the 21 tens",
+    ),
     (LLAMA, dict(rms_norm_eps=float("nan")), "positive float, got nan"),
+    (LLAMA, dict(rms_norm_eps=10**400), "positive float, got 1000"),
+    (LLAMA, dict(vocab_size=2**31), "positive int, got 2147483648"),
     (LLAMA, dict(num_key_value_heads=3), "must be a multiple of kv_heads"),
     (T5, dict(feed_forward_proj="gated-tanh"), "'gated-tanh' is not supported"),
     (T5, dict(decoder_start_token_id=2), "decoder_start_token_id = 2 is not"),
@@ -270,6 +278,13 @@ def test_bases_are_folders(tmp_path):
     file.seek(-1, 2)
     file.write(b"\x7f")
   assert huggingface.fingerprint(folder) != base.fingerprint
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model(tmp_path):
+  folder = changed(tmp_path, T5)
+  tiny_t5.word_tokenizer(folder, more=62)
+  with pytest.raises(ValueError, match="has 66 ids, and its model embeds 64"):
+    bases.load(uri=str(folder))
 
 
 @pytest.mark.parametrize(
