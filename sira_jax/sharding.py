@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 from flax import nnx
 import jax
 from jax.experimental import mesh_utils
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -210,7 +209,7 @@ def filled(
   Args:
     shapes: a tree of Variables that hold `jax.ShapeDtypeStruct`s.
     read: of a Variable's path, such as "layers.0.mlp.up_proj.kernel", and a
-      slice of each of its axes, the numbers there.
+      slice of each of its axes, the numbers there, which the Variable may keep.
 
   Raises:
     ValueError: as `of`.
@@ -223,7 +222,9 @@ def filled(
   def one(path, leaf, sharding=None):
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     if sharding is None:
-      return leaf.replace(jnp.asarray(read(name, (slice(None),) * leaf.ndim)))
+      return leaf.replace(
+        jax.device_put(read(name, (slice(None),) * leaf.ndim))
+      )
     return leaf.replace(
       jax.make_array_from_callback(
         leaf.shape, sharding.get_value(), lambda index: read(name, index)

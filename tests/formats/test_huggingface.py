@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of Hugging Face checkpoints are read whole, or refused by name."""
 
+import contextlib
 import json
 import shutil
 
@@ -251,15 +252,19 @@ def test_a_mesh_reads_slices(name, monkeypatch):
   assert max(asked) == biggest // 8
 
 
-def test_weights_are_not_the_files(tmp_path):
+@pytest.mark.parametrize("devices", [0, 1])
+def test_weights_are_not_the_files(tmp_path, devices):
   """What is written into it later changes none that were read."""
   folder = changed(tmp_path, LLAMA)
-  model = huggingface.load_model(folder)
+  mesh = sharding.mesh(devices=jax.devices()[: devices or 1])
+  with sharding.use(mesh) if devices else contextlib.nullcontext():
+    model = huggingface.load_model(folder)
   before = jax.tree.map(np.array, nnx.state(model))
   path = folder / "model.safetensors"
   with path.open("r+b") as file:
-    file.seek(path.stat().st_size // 2)
-    file.write(bytes(path.stat().st_size // 2))
+    size = 8 + int.from_bytes(file.read(8), "little")
+    file.seek(size)
+    file.write(bytes(path.stat().st_size - size))
   jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
 
 
