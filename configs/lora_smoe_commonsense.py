@@ -18,6 +18,7 @@ are not here. We have not run it to its end: its batch wants an accelerator.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration, expert_budget
@@ -72,6 +73,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.batches = dict(
     batch_size=BATCH,
     length=128,  # ours; theirs is 256
+    targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=False,
     too_long="skip",
   )

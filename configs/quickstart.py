@@ -9,6 +9,7 @@ It is tested on four more languages that it was never trained on.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from sira_jax import configuration, expert_budget, sharding
 from sira_jax.adapters import methods
@@ -72,7 +73,13 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     temperature=1.0,
     maximum=2000,  # German has twice the rows of any other language
   )
-  config.batches = dict(batch_size=3, length=128, pack=True, too_long="skip")
+  config.batches = dict(
+    batch_size=3,
+    length=128,
+    targets_length=config_dict.placeholder(int),  # of an encoder-decoder
+    pack=True,
+    too_long="skip",
+  )
   config.optimizer = dict(
     kind="adamw",
     learning_rate=LEARNING_RATES.get(method, 2e-3),

@@ -20,6 +20,7 @@ end: its batch wants an accelerator.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration
@@ -73,6 +74,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.batches = dict(
     batch_size=64,  # not confirmed
     length=128,  # ours, as the rest
+    targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=False,
     too_long="skip",
   )

@@ -17,6 +17,7 @@ end.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration
@@ -80,6 +81,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.batches = dict(
     batch_size=32,
     length=128,  # ours; theirs is 320
+    targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=False,
     too_long="skip",
   )

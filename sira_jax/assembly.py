@@ -93,6 +93,30 @@ def optimizer(
   )
 
 
+def _lengths(config):
+  return dict(
+    length=config.batches.length, targets_length=config.batches.targets_length
+  )
+
+
+def _has_encoder(model, config) -> bool:
+  """Whether it is an encoder-decoder, and the config knows it.
+
+  Raises:
+    ValueError: it does not.
+  """
+  encoder = "encoder_input_tokens" in model.FEATURES
+  if encoder != (config.batches.targets_length is not None):
+    raise ValueError(
+      f"config.base.uri is {'an encoder-decoder' if encoder else 'a decoder'},"
+      " but config.batches.targets_length is"
+      f" {config.batches.targets_length}. It is the tokens of a target beside"
+      " an encoder, whose inputs have config.batches.length tokens; for a"
+      " decoder alone, it is none."
+    )
+  return encoder
+
+
 def _counts(model, mixture, config, workdir):
   """Experts by layer: of the run in `workdir`, or decided now."""
   file = workdir / "allocation.json"
@@ -118,7 +142,7 @@ def _samples(mixture, config):
   found = pipeline.batches(
     mixture,
     batch_size=1,
-    length=batches.length,
+    **_lengths(config),
     too_long=batches.too_long,
     seed=config.seed,
   )
@@ -137,6 +161,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   """
   base = bases.load(**config.base)
   sharding.place(base.model)
+  encoder = _has_encoder(base.model, config)
   limit = base.model.max_length
   if config.batches.length > limit:
     raise ValueError(
@@ -146,10 +171,10 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   vocabulary = vocabularies.TokenizerVocabulary(base.tokenizer, base.eos_id)
   settings = config.mixture.to_dict()
   mixture = mixtures.build(vocabulary, **settings)
-  lengths.check(
-    mixture, length=config.batches.length, too_long=config.batches.too_long
+  lengths.check(mixture, **_lengths(config), too_long=config.batches.too_long)
+  sets = evaluation_data.evaluation(
+    mixture, **config.evaluation, encoder=encoder
   )
-  sets = evaluation_data.evaluation(mixture, **config.evaluation)
   prompt = max(len(prompt) for one in sets for prompt in one.inputs)
   if prompt + config.decoding.max_new_tokens > limit:
     raise ValueError(
@@ -161,7 +186,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   memory = ()
   if len(training) > 1:
     memory = evaluation_data.memorisation(
-      mixture, examples=config.evaluation.examples
+      mixture, examples=config.evaluation.examples, encoder=encoder
     )
   rules, counts = configuration.rules(config.rules), None
   if "allocation" in config:
@@ -204,7 +229,9 @@ def plan(
   return plans.plan(
     nnx.eval_shape(build),
     optimizer(config, stage)[0],
-    batch=plans.batch(batches.batch_size, batches.length, packed=batches.pack),
+    batch=plans.batch(
+      batches.batch_size, **_lengths(config), packed=batches.pack
+    ),
     mesh=mesh,
     steps=stage.steps,
     microbatches=config.training.microbatches,
@@ -222,7 +249,7 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
     dict.fromkeys(e.language for e in mixture.evaluation if e.zero_shot)
   )
   decoded = sum(len(one.inputs) for one in assembly.sets)
-  rows = lengths.report(mixture, length=config.batches.length)
+  rows = lengths.report(mixture, **_lengths(config))
   steps = " + ".join(str(stage.steps) for stage in assembly.stages)
   return "\n".join(
     [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy decoding with any model that has a key-value cache."""
+"""Greedy decoding with any model that has a cache."""
 
 from collections.abc import Iterator, Sequence
 import functools
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from sira_jax import sharding
@@ -20,24 +20,34 @@ _BUCKET = 64
 class Cached(Protocol):
   """The cache protocol: what decoding asks of a model.
 
-  A cache is any pytree. `extend` puts the token at position p into slot p,
-  from where the tokens at positions >= p see it.
+  A cache is any pytree that remembers what the model has read.
   """
 
-  max_length: int
+  max_length: float
 
-  def init_cache(self, batch: int, length: int) -> Any:
-    """An empty cache of `length` slots a row."""
+  def start(
+    self,
+    prompts: Int[Array, "batch length"],
+    lengths: Int[Array, "batch"],
+    *,
+    room: int,
+  ) -> tuple[Float[Array, "batch 1 d"], Int[Array, "batch"], Any]:
+    """Reads prompts of these lengths, padded on the right by anything.
+
+    Returns the hidden state that the first new token is drawn from, the
+    position of that token, and a cache with room for so many of them.
+    """
 
   def extend(
     self,
     tokens: Int[Array, "batch n"],
     positions: Int[Array, "batch n"],
     cache: Any,
-    *,
-    real: Bool[Array, "batch n"] | None = None,
   ) -> tuple[Float[Array, "batch n d"], Any]:
-    """Hidden states of the tokens, and the cache that holds them too."""
+    """Hidden states of the tokens, and the cache that holds them too.
+
+    The tokens at later positions see them there.
+    """
 
   def logits(
     self, hidden: Float[Array, "batch n d"]
@@ -149,24 +159,17 @@ def _decode(
     step, last, finished, output, cache = carry
     # A model of its own: layers may keep things for the trace they run in.
     hidden, cache = nnx.merge(graph, state).extend(
-      last[:, None], (lengths + step - 1)[:, None], cache
+      last[:, None], (positions + step - 1)[:, None], cache
     )
     last = next_token(hidden)
     output = output.at[:, step].set(last)
     return step + 1, last, finished | (last == eos_id), output, cache
 
-  batch, length = tokens.shape
-  model = nnx.merge(graph, state)
-  positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-  hidden, cache = model.extend(
-    tokens,
-    positions,
-    model.init_cache(batch, length + max_new_tokens),
-    real=positions < lengths[:, None],
+  hidden, positions, cache = nnx.merge(graph, state).start(
+    tokens, lengths, room=max_new_tokens
   )
-  ends = jnp.maximum(lengths - 1, 0)[:, None, None]
-  first = next_token(jnp.take_along_axis(hidden, ends, axis=1))
-  output = jnp.full((batch, max_new_tokens), eos_id, jnp.int32)
+  first = next_token(hidden)
+  output = jnp.full((len(tokens), max_new_tokens), eos_id, jnp.int32)
   finished = (first == eos_id) | (lengths == 0)
   carry = 1, first, finished, output.at[:, 0].set(first), cache
   output = jax.lax.while_loop(unfinished, append, carry)[3]

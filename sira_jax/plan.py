@@ -214,19 +214,27 @@ def _lower(graph, optimizer, arguments, settings):
 
 
 def batch(
-  rows: int, length: int, *, packed: bool = False
+  rows: int,
+  length: int,
+  *,
+  targets_length: int | None = None,
+  packed: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """The shapes of a batch, as `data.pipeline` makes it for a decoder."""
-  types = {
-    "decoder_input_tokens": jnp.int32,
-    "decoder_target_tokens": jnp.int32,
-    "decoder_loss_weights": jnp.float32,
-  }
+  """The shapes of a batch, as `data.pipeline.batches` makes it."""
+  sizes = {"decoder": length}
+  if targets_length is not None:
+    sizes = {"encoder": length, "decoder": targets_length}
+  names = [f"{side}_input_tokens" for side in sizes]
+  names += ["decoder_target_tokens", "decoder_loss_weights"]
   if packed:
-    types["decoder_segment_ids"] = types["decoder_positions"] = jnp.int32
+    names += [f"{side}_segment_ids" for side in sizes]
+    names += [f"{side}_positions" for side in sizes]
   return {
-    name: jax.ShapeDtypeStruct((rows, length), dtype)
-    for name, dtype in types.items()
+    name: jax.ShapeDtypeStruct(
+      (rows, sizes[name.partition("_")[0]]),
+      jnp.float32 if name == "decoder_loss_weights" else jnp.int32,
+    )
+    for name in names
   }
 
 

@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 from flax import nnx
 import jax
 from jax.experimental import mesh_utils
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -190,27 +189,6 @@ def place(model: nnx.Module) -> None:
     nnx.update(model, placed)
 
 
-def filled(
-  path: str, variable: nnx.Variable, array: np.ndarray
-) -> nnx.Variable:
-  """The variable with this array: each device gets its own slice of it.
-
-  Args:
-    path: of the variable, for an error.
-    variable: of any shape-like value; its axes say where it lives.
-    array: of numpy.
-
-  Raises:
-    ValueError: as `of`.
-  """
-  if _current.value is None:
-    return variable.replace(jnp.asarray(array))
-  mesh, table = _current.value
-  shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
-  places = of({path: variable.replace(shape)}, mesh, rules=dict(table))
-  return variable.replace(_put(array, jax.tree.leaves(places)[0]))
-
-
 def _put(array, sharding):
   """The array where its sharding says, of which this process has a part."""
   if sharding.is_fully_addressable or (
@@ -235,6 +213,42 @@ def born(function: Callable[..., T], *args: Any) -> T:
   shapes = jax.eval_shape(function, *args)
   shardings = of(shapes, mesh, rules=dict(table))
   return jax.jit(function, out_shardings=shardings)(*args)
+
+
+def filled(
+  shapes: T, read: Callable[[str, tuple[slice, ...]], np.ndarray]
+) -> T:
+  """Variables of shapes, filled where they live: no process reads the rest.
+
+  Args:
+    shapes: a tree of Variables that hold `jax.ShapeDtypeStruct`s.
+    read: of a Variable's path, such as "layers.0.mlp.up_proj.kernel", and a
+      slice of each of its axes, the numbers there, which the Variable may keep.
+
+  Raises:
+    ValueError: as `of`.
+  """
+  shardings = None
+  if _current.value is not None:
+    mesh, table = _current.value
+    shardings = of(shapes, mesh, rules=dict(table))
+
+  def one(path, leaf, sharding=None):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    if sharding is None:
+      return leaf.replace(
+        jax.device_put(read(name, (slice(None),) * leaf.ndim))
+      )
+    return leaf.replace(
+      jax.make_array_from_callback(
+        leaf.shape, sharding.get_value(), lambda index: read(name, index)
+      )
+    )
+
+  trees = (shapes,) if shardings is None else (shapes, shardings)
+  return jax.tree_util.tree_map_with_path(
+    one, *trees, is_leaf=lambda node: isinstance(node, nnx.Variable)
+  )
 
 
 def rows(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:

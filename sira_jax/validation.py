@@ -31,6 +31,7 @@ _FUNCTIONS = {
 }
 _GIVEN = {
   "batches": ("seed", "start"),
+  "evaluation": ("encoder",),
   "optimizer": ("steps", "gates"),
   "decoding": ("score", "text", "eos_id"),
   "sparsity": ("steps",),

@@ -14,6 +14,8 @@ from sira_jax.adapters import methods, surgery
 class Model(nnx.Module):
   """Token t is the one-hot vector t; two layers see it."""
 
+  FEATURES = ("decoder_input_tokens", "decoder_target_tokens")
+
   def __init__(self):
     self.first = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
     self.second = nnx.Linear(8, 4, rngs=nnx.Rngs(0))

@@ -386,15 +386,19 @@ def test_places():
     assert sharding.places() == 1
 
 
-def test_a_filled_variable_is_in_its_slices():
+def test_variables_are_filled_in_their_slices():
   array = np.arange(64, dtype=np.float32).reshape(16, 4)
-  variable = nnx.Param(
-    jax.ShapeDtypeStruct((16, 4), jnp.float32), axes=("d", "f")
-  )
-  assert (sharding.filled("w", variable, array)[...] == array).all()
+  shape = jax.ShapeDtypeStruct((16, 4), jnp.float32)
+  shapes = nnx.State({"w": nnx.Param(shape, axes=("d", "f"))})
+  asked = []
+
+  def read(path, index):
+    asked.append(path)
+    return array[index]
+
+  (found,) = jax.tree.leaves(sharding.filled(shapes, read))
+  assert (found == array).all() and asked == ["w"]
   with sharding.use(sharding.mesh(data=1, fsdp=4, tensor=2)):
-    found = sharding.filled("w", variable, array)
-    assert found[...].sharding.shard_shape((16, 4)) == (4, 2)
-    np.testing.assert_array_equal(found[...], array)
-    with pytest.raises(ValueError, match=r"w of shape .3, 4.: its axis 'd'"):
-      sharding.filled("w", variable, array[:3])
+    (found,) = jax.tree.leaves(sharding.filled(shapes, read))
+  assert found.sharding.shard_shape((16, 4)) == (4, 2)
+  np.testing.assert_array_equal(found, array)

@@ -7,7 +7,7 @@ from flax import nnx
 import jax.numpy as jnp
 import tokenizers
 
-from sira_jax.formats import gguf, gguf_tokenizer, sources
+from sira_jax.formats import gguf, gguf_tokenizer, huggingface, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Base:
     model: its weights are frozen `nnx.Param`s.
     tokenizer: its own.
     eos_id: the token that ends a text.
-    fingerprint: sha256 of its weights' file.
+    fingerprint: sha256 of its file, or over its folder's config and weights.
   """
 
   uri: str
@@ -39,8 +39,9 @@ def load(
   """Fetches and loads a base model.
 
   Args:
-    uri: see `sources.fetch`.
-    sha256: of the file; None trusts it.
+    uri: see `sources.fetch`; a GGUF file, or a folder of a Hugging Face
+      checkpoint.
+    sha256: of a file; None trusts it.
     dtype: of the loaded weights.
     remat: recompute each block in the backward pass instead of keeping its
       activations: less memory, a third more compute.
@@ -49,14 +50,32 @@ def load(
     ValueError: it cannot be had, is of a format we do not read, or does not
       hold exactly the tensors that its own description calls for.
   """
-  path = _file(uri, sha256, dtype)
-  return Base(
-    uri=uri,
-    model=gguf.load_decoder(path, dtype=jnp.dtype(dtype), remat=remat),
-    tokenizer=gguf_tokenizer.tokenizer(path),
-    eos_id=gguf_tokenizer.special_tokens(path).eos_id,
-    fingerprint=gguf.fingerprint(path),
-  )
+  path = _path(uri, sha256, dtype)
+  made = {"dtype": jnp.dtype(dtype), "remat": remat}
+  if path.is_dir():
+    base = Base(
+      uri=uri,
+      model=huggingface.load_model(path, **made),
+      tokenizer=huggingface.tokenizer(path),
+      eos_id=huggingface.eos_id(path),
+      fingerprint=huggingface.fingerprint(path),
+    )
+  else:
+    base = Base(
+      uri=uri,
+      model=gguf.load_decoder(path, **made),
+      tokenizer=gguf_tokenizer.tokenizer(path),
+      eos_id=gguf_tokenizer.special_tokens(path).eos_id,
+      fingerprint=gguf.fingerprint(path),
+    )
+  ids = base.tokenizer.get_vocab_size()
+  rows = base.model.config.vocabulary_size
+  if ids > rows:
+    raise ValueError(
+      f"{uri}: its tokenizer has {ids} ids, and its model embeds {rows}. Take"
+      " added tokens that were never trained out of its tokenizer."
+    )
+  return base
 
 
 def shapes(
@@ -68,17 +87,22 @@ def shapes(
 ) -> nnx.Module:
   """The model that `load` gives, without its numbers: none is read.
 
+  Of a folder, config.json is enough.
+
   Raises:
     ValueError: as `load`.
   """
-  path = _file(uri, sha256, dtype)
-  return gguf.decoder_shapes(path, dtype=jnp.dtype(dtype), remat=remat)
+  path = _path(uri, sha256, dtype)
+  read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
+  return read(path, dtype=jnp.dtype(dtype), remat=remat)
 
 
-def _file(uri, sha256, dtype):
+def _path(uri, sha256, dtype):
   if dtype not in ("float32", "bfloat16"):
     raise ValueError(f"base.dtype must be float32 or bfloat16, got {dtype!r}.")
   path = sources.fetch(uri, sha256=sha256)
-  if path.suffix != ".gguf":
-    raise ValueError(f"{uri}: expected a .gguf file, got {path.name!r}.")
+  if not path.is_dir() and path.suffix != ".gguf":
+    raise ValueError(
+      f"{uri}: expected a .gguf file or a folder, got {path.name!r}."
+    )
   return path

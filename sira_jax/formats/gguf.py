@@ -8,6 +8,7 @@ memory than a file of their size can ask for.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from typing import Any
@@ -129,20 +130,25 @@ def load_decoder(
     )
   graph, parameters = _skeleton(config, dtype, remat)
   heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
-  for at in parameters:
-    name = _gguf_name(at)
+  names = {".".join(map(str, at)): _gguf_name(at) for at in parameters}
+
+  @functools.lru_cache(maxsize=1)  # several devices take slices of it in turn
+  def whole(name):
     tensor = tensors[name]
     array = gguf.dequantize(tensor.data, tensor.tensor_type)
     array = array.reshape(tensor.shape[::-1])
     role = name.split(".")[-2]
-    if role in heads:
-      array = _paired_by_halves(array, heads[role])
-    if at[-1] == "kernel":
-      array = array.T
+    return _paired_by_halves(array, heads[role]) if role in heads else array
+
+  def read(path, index):
+    array = whole(names[path])
+    array = array.T if path.endswith(".kernel") else array
     # Copied: a change of the file would change the weights otherwise.
-    array = np.array(array, dtype)
-    parameters[at] = sharding.filled(name, parameters[at], array)
-  return nnx.merge(graph, nnx.from_flat_state(parameters))
+    return np.array(array[index], dtype, order="C")
+
+  return nnx.merge(
+    graph, sharding.filled(nnx.from_flat_state(parameters), read)
+  )
 
 
 def fingerprint(path: PathLike) -> str:

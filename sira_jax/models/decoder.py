@@ -80,17 +80,6 @@ class Layout(NamedTuple):
   mask: Bool[Array, "#batch length slots"]
 
 
-def _linear(axes: tuple[str, str], sizes: tuple[int, int], *, rngs, dtype):
-  """Exactly an nnx.Linear: `adapt` finds its sites by that type."""
-  return nnx.Linear(
-    *sizes,
-    use_bias=False,
-    param_dtype=dtype,
-    kernel_metadata={"axes": axes},
-    rngs=rngs,
-  )
-
-
 class Attention(nnx.Module):
   """Grouped-query self-attention with rotary positions."""
 
@@ -100,10 +89,10 @@ class Attention(nnx.Module):
     self.head_dim = config.head_dim
     d, made = config.d_model, {"rngs": rngs, "dtype": dtype}
     f, kv_f = (n * config.head_dim for n in (config.heads, config.kv_heads))
-    self.q_proj = _linear(("d", "heads"), (d, f), **made)
-    self.k_proj = _linear(("d", "kv_heads"), (d, kv_f), **made)
-    self.v_proj = _linear(("d", "kv_heads"), (d, kv_f), **made)
-    self.o_proj = _linear(("heads", "d"), (f, d), **made)
+    self.q_proj = layers.linear(("d", "heads"), (d, f), **made)
+    self.k_proj = layers.linear(("d", "kv_heads"), (d, kv_f), **made)
+    self.v_proj = layers.linear(("d", "kv_heads"), (d, kv_f), **made)
+    self.o_proj = layers.linear(("heads", "d"), (f, d), **made)
 
   def __call__(self, x: Float[Array, "batch length d"], layout: Layout, past):
     """Attends; `past` is a layer's (keys, values) to write to, or None."""
@@ -129,9 +118,9 @@ class MLP(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
     d, f, made = config.d_model, config.d_ff, {"rngs": rngs, "dtype": dtype}
-    self.gate_proj = _linear(("d", "f"), (d, f), **made)
-    self.up_proj = _linear(("d", "f"), (d, f), **made)
-    self.down_proj = _linear(("f", "d"), (f, d), **made)
+    self.gate_proj = layers.linear(("d", "f"), (d, f), **made)
+    self.up_proj = layers.linear(("d", "f"), (d, f), **made)
+    self.down_proj = layers.linear(("f", "d"), (f, d), **made)
 
   def __call__(
     self, x: Float[Array, "batch length d"]
@@ -188,12 +177,8 @@ class Decoder(nnx.Module):
     self.config = config
     self.remat = remat
     made = {"rngs": rngs, "dtype": dtype}
-    self.embed_tokens = nnx.Embed(
-      config.vocabulary_size,
-      config.d_model,
-      param_dtype=dtype,
-      embedding_metadata={"axes": ("vocabulary", "d")},
-      rngs=rngs,
+    self.embed_tokens = layers.embedding(
+      config.vocabulary_size, config.d_model, **made
     )
     self.layers = nnx.List(
       [Block(config, **made) for _ in range(config.layers)]
@@ -203,7 +188,7 @@ class Decoder(nnx.Module):
     )
     if not config.tied_embeddings:
       sizes = (config.d_model, config.vocabulary_size)
-      self.lm_head = _linear(("d", "vocabulary"), sizes, **made)
+      self.lm_head = layers.linear(("d", "vocabulary"), sizes, **made)
 
   @property
   def max_length(self) -> int:
@@ -250,7 +235,7 @@ class Decoder(nnx.Module):
       mask &= segments.ids[:, :, None] == segments.ids[:, None, :]
     layout = self._layout(decoder_positions, mask)
     run = nnx.remat(Block.__call__) if self.remat else Block.__call__
-    x = self._embed(decoder_input_tokens)
+    x = layers.look_up(self.embed_tokens, decoder_input_tokens)
     with ambient.SEGMENTS(segments):
       for block in self.layers:
         x, _ = run(block, x, layout)
@@ -262,12 +247,7 @@ class Decoder(nnx.Module):
     """float32 scores of every next token."""
     if not self.config.tied_embeddings:
       return self.lm_head(hidden).astype(jnp.float32)
-    return jnp.einsum(
-      "bld,vd->blv",
-      hidden,
-      self.embed_tokens.embedding[...],
-      preferred_element_type=jnp.float32,
-    )
+    return layers.tied_logits(self.embed_tokens, hidden)
 
   def __call__(
     self, decoder_input_tokens: Int[Array, "batch length"], **features
@@ -284,6 +264,25 @@ class Decoder(nnx.Module):
       tuple(jnp.zeros(shape, dtype) for _ in self.layers) for _ in range(2)
     )
     return Cache(keys, values)
+
+  def start(
+    self,
+    prompts: Int[Array, "batch length"],
+    lengths: Int[Array, "batch"],
+    *,
+    room: int,
+  ) -> tuple[Float[Array, "batch 1 d"], Int[Array, "batch"], Cache]:
+    """As `decoding.Cached` says: the prompt is kept, and continued."""
+    batch, length = prompts.shape
+    positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
+    hidden, cache = self.extend(
+      prompts,
+      positions,
+      self.init_cache(batch, length + room),
+      real=positions < lengths[:, None],
+    )
+    ends = jnp.maximum(lengths - 1, 0)[:, None, None]
+    return jnp.take_along_axis(hidden, ends, axis=1), lengths, cache
 
   def extend(
     self,
@@ -305,7 +304,7 @@ class Decoder(nnx.Module):
     segments = None
     if real is not None:
       segments = ambient.Segments(real.astype(jnp.int32), packed=False)
-    x = self._embed(tokens)
+    x = layers.look_up(self.embed_tokens, tokens)
     kept = []
     with ambient.SEGMENTS(segments), ambient.DECODING(True):
       for block, *past in zip(
@@ -315,14 +314,6 @@ class Decoder(nnx.Module):
         kept.append(past)
     keys, values = zip(*kept, strict=True)
     return self.norm(x), Cache(keys, values)
-
-  def _embed(self, tokens):
-    # Whole in d, as every weight becomes where it is used. Looked up in
-    # slices of d instead, XLA would make the whole batch's on each device.
-    table = self.embed_tokens.embedding[...]
-    table = sharding.constrain(table, "vocabulary", None)
-    x = jnp.take(table, tokens, axis=0)
-    return sharding.constrain(x, "batch", "length", None)
 
   def _layout(self, positions, mask) -> Layout:
     cos, sin = layers.rotary(

@@ -1,10 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that decoder-only transformers share: norm, rotary, attention."""
+"""What transformers are made of: projections, norm, rotary, attention."""
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from sira_jax import sharding
+
+
+def linear(
+  axes: tuple[str, str], sizes: tuple[int, int], *, rngs: nnx.Rngs, dtype
+) -> nnx.Linear:
+  """Exactly an nnx.Linear, for `adapt` finds its sites by that type."""
+  return nnx.Linear(
+    *sizes,
+    use_bias=False,
+    param_dtype=dtype,
+    kernel_metadata={"axes": axes},
+    rngs=rngs,
+  )
+
+
+def embedding(
+  vocabulary_size: int, d: int, *, rngs: nnx.Rngs, dtype
+) -> nnx.Embed:
+  """A table with a row for each token; `look_up` reads it."""
+  return nnx.Embed(
+    vocabulary_size,
+    d,
+    param_dtype=dtype,
+    embedding_metadata={"axes": ("vocabulary", "d")},
+    rngs=rngs,
+  )
+
+
+def look_up(
+  table: nnx.Embed, tokens: Int[Array, "batch length"]
+) -> Float[Array, "batch length d"]:
+  """The tokens' rows."""
+  # Whole in d, as every weight becomes where it is used. Looked up in slices
+  # of d instead, XLA would make the whole batch's on each device.
+  rows = sharding.constrain(table.embedding[...], "vocabulary", None)
+  x = jnp.take(rows, tokens, axis=0)
+  return sharding.constrain(x, "batch", "length", None)
+
+
+def tied_logits(
+  table: nnx.Embed, hidden: Float[Array, "batch length d"]
+) -> Float[Array, "batch length vocabulary"]:
+  """float32 products with every token's row."""
+  return jnp.einsum(
+    "bld,vd->blv",
+    hidden,
+    table.embedding[...],
+    preferred_element_type=jnp.float32,
+  )
 
 
 class RMSNorm(nnx.Module):
@@ -58,13 +109,17 @@ def attention(
   queries: Float[Array, "batch length heads head_dim"],
   keys: Float[Array, "batch slots kv_heads head_dim"],
   values: Float[Array, "batch slots kv_heads head_dim"],
-  mask: Bool[Array, "#batch length slots"],
+  mask: Bool[Array, "#batch #length slots"],
+  *,
+  bias: Float[Array, "#batch heads length slots"] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, "batch length heads head_dim"]:
-  """softmax(q k^T / sqrt(head_dim)) v over the slots where the mask is True.
+  """softmax(scale q k^T + bias) v over the slots where the mask is True.
 
-  Query head h reads key head h // (heads / kv_heads) (grouped-query
-  attention, Ainslie et al. 2023). Softmax in float32; a query whose mask is
-  False everywhere averages all slots, so it is finite.
+  The scale is 1 / sqrt(head_dim) unless given. Query head h reads key head
+  h // (heads / kv_heads) (grouped-query attention, Ainslie et al. 2023).
+  Softmax in float32; a query whose mask is False everywhere averages all
+  slots, so it is finite.
   """
   batch, length, heads, head_dim = queries.shape
   slots, kv_heads = keys.shape[1:3]
@@ -79,9 +134,12 @@ def attention(
     "bkqh,bskh->bkqs", tall, keys, preferred_element_type=jnp.float32
   )
   scores = scores.reshape(batch, kv_heads, group, length, slots)
+  scores = scores * (head_dim**-0.5 if scale is None else scale)
+  if bias is not None:
+    scores += bias.reshape(-1, kv_heads, group, length, slots)
   # The most negative finite number: -inf would make an empty row NaN.
   lowest = jnp.finfo(jnp.float32).min
-  scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, lowest)
+  scores = jnp.where(mask[:, None, None], scores, lowest)
   weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
   weights = weights.reshape(batch, kv_heads, group * length, slots)
   mixed = jnp.einsum("bkqs,bskh->bkqh", weights, values)

@@ -213,7 +213,11 @@ def batch_loss(
     "loss": total / targets,
     "accuracy": right / targets,
     "targets": weights.sum(),
-    "tokens": (batch["decoder_target_tokens"] != 0).sum(),
+    "tokens": sum(
+      (batch[name] != 0).sum()
+      for name in ("encoder_input_tokens", "decoder_target_tokens")
+      if name in batch
+    ),
   }
   loss = metrics["loss"]
   stats = routing_stats(records)

@@ -256,7 +256,9 @@ def test_encoder_decoder_lengths(vocabulary):
   mixture = mixtures.build(vocabulary, tasks=("dates",), languages=("en",))
   (row,) = lengths.report(mixture, length=8, targets_length=99)
   rows = tasks.rows("dates", "en", split="train")
-  longest = [max(len(vocabulary.encode(x)) for x in xs) for xs in zip(*rows)]
+  longest = [
+    max(len(vocabulary.encode(x)) for x in xs) for xs in zip(*rows, strict=True)
+  ]
   assert row.longest == (longest[0] + 1, longest[1] + 1)
   message = (
     rf"8 tokens of input and 99 of target.*length to {row.longest[0]} and"

@@ -148,15 +148,23 @@ def test_damaged_wheel(cache, tmp_path, monkeypatch):
 
 
 def test_hub(tmp_path, monkeypatch):
-  def refuse(repository):
+  asked = []
+
+  def folder(repository, allow_patterns):
+    asked.append(allow_patterns)
+    return f"/{repository}"
+
+  def refuse(repository, allow_patterns):
     raise OSError(f"offline, no {repository}")
 
   hub = types.SimpleNamespace(
     hf_hub_download=lambda repository, file: f"/{repository}/{file}",
-    snapshot_download=lambda repository: f"/{repository}",
+    snapshot_download=folder,
   )
   monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
   assert str(sources.fetch("hf://a/b")) == "/a/b"
+  # Not the same weights in other formats.
+  assert asked == [["*.json", "*.safetensors"]]
   assert str(sources.fetch("hf://a/b/c/d.bin")) == "/a/b/c/d.bin"
   hub.snapshot_download = refuse
   with pytest.raises(ValueError, match=r"(?s)offline, no a/b.*A base is one"):
