@@ -27,9 +27,10 @@ def of(tree: Any) -> dict[str, str]:
   sums = []
   for _, leaf in flat:
     sums.append(_sum(leaf))
-    if jax.process_count() > 1:
-      # One after another: CPU devices of several processes, given many sums at
-      # once, take them in different orders and wait for each other forever.
+    devices = sums[-1].devices()
+    if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+      # One after another: several CPU devices, given many sums at once, take
+      # them in different orders and wait for each other forever.
       sums[-1].block_until_ready()
   sums = jax.device_get(sums)
   return {

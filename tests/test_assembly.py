@@ -1,7 +1,6 @@
 """An encoder-decoder through train.py; what cannot be put together."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -22,11 +21,7 @@ T5 = {
 @pytest.fixture
 def folder(tmp_path):
   """A tiny ByT5."""
-  folder = tmp_path / "byt5"
-  shutil.copytree(tiny_t5.GOLDEN / "tiny_byt5", folder)
-  named = {"tokenizer_class": "ByT5Tokenizer"}
-  (folder / "tokenizer_config.json").write_text(json.dumps(named))
-  return folder
+  return tiny_t5.byte_folder(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["sira", "sora"])

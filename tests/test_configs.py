@@ -7,30 +7,37 @@ import re
 import numpy as np
 import pytest
 
-from configs import lora_smoe_commonsense, sira_multitask, sora_glue
+from configs import (
+  llama3_8b,
+  lora_smoe_commonsense,
+  sira_multitask,
+  sora_glue,
+  t5_xxl_multitask,
+)
 from sira_jax import assembly, validation
 from sira_jax.adapters import allocation
-from tests import tiny_run
+from tests import tiny_run, tiny_t5
 
 CONFIGS = {
   "sira_multitask": sira_multitask,
   "sora_glue": sora_glue,
   "lora_smoe_commonsense": lora_smoe_commonsense,
 }
+LARGE = {"llama3_8b": llama3_8b, "t5_xxl_multitask": t5_xxl_multitask}
 METHODS_PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS | LARGE)
 def test_whole_settings_are_accepted(name):
-  config = CONFIGS[name].get_config()
+  config = (CONFIGS | LARGE)[name].get_config()
   validation.check(config)
   assert config.training.steps > 300
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS | LARGE)
 def test_an_unknown_argument_is_refused(name):
   with pytest.raises(ValueError, match="Unknown argument 'small'; there is"):
-    CONFIGS[name].get_config("small")
+    (CONFIGS | LARGE)[name].get_config("small")
 
 
 def test_sora_follows_the_released_script():
@@ -87,6 +94,24 @@ def test_two_small_steps(ran, name):
   assert (workdir / "sparsity.md").exists() == (name == "sora_glue")
   found = (workdir / "allocation.json").exists()
   assert found == (name == "lora_smoe_commonsense")
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_two_small_steps_on_eight_devices(tmp_path, monkeypatch, name):
+  """Weights, adapters and rows divided, as in the whole form."""
+  config = LARGE[name].get_config("tiny")
+  if name == "llama3_8b":
+    config.update_from_flattened_dict(tiny_run.base(tmp_path))
+  else:
+    config.base.uri = str(tiny_t5.byte_folder(tmp_path))
+    config.batches.length = 128  # of bytes
+  workdir = tmp_path / "run"
+  tiny_run.main(monkeypatch, config, workdir, devices=8)
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert [np.isfinite(json.loads(line)["loss"]) for line in lines] == [True] * 2
+  assert (workdir / "results.md").exists()
+  (kept,) = (workdir / "checkpoints").glob("2/adapter/_sharding")
+  assert '"fsdp"' in json.dumps(json.loads(kept.read_text())).replace("\\", "")
 
 
 def test_lora_smoe_votes_on_the_tiny_base(ran):

@@ -1,5 +1,6 @@
 """train.py's main in this process, with a config for the tiny base."""
 
+import functools
 import os
 import pathlib
 import types
@@ -48,13 +49,18 @@ def config(method: str, changes, *, path: str = r"layers\.\d+\.mlp\.up_proj"):
   return found
 
 
-def mesh(config):
-  """One of the eight devices that tests have, so that few rows will do."""
-  return sharding.mesh(**config.mesh, devices=jax.devices()[:1])
+def mesh(config, *, devices: int = 1):
+  """Of the eight devices that tests have; of one, few rows will do."""
+  return sharding.mesh(**config.mesh, devices=jax.devices()[:devices])
 
 
 def main(
-  patch: pytest.MonkeyPatch, config, workdir: pathlib.Path, *, before=None
+  patch: pytest.MonkeyPatch,
+  config,
+  workdir: pathlib.Path,
+  *,
+  before=None,
+  devices: int = 1,
 ) -> None:
   """Trains, or goes on training; gives the workdir's lock back."""
   locks, lock = [], runs.open_workdir
@@ -66,7 +72,7 @@ def main(
     patch.setattr(train, flag, types.SimpleNamespace(value=value))
   with patch.context() as patch:
     patch.setattr(runs, "open_workdir", lambda *args: locks.append(lock(*args)))
-    patch.setattr(assembly, "mesh", mesh)
+    patch.setattr(assembly, "mesh", functools.partial(mesh, devices=devices))
     try:
       train.main(["train.py"])
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 from flax import nnx
 import jax.numpy as jnp
@@ -101,3 +102,12 @@ def word_tokenizer(folder, *, more: int = 0, **options):
   made.enable_truncation(2)
   made.save(str(folder / "tokenizer.json"))
   (folder / "tokenizer_config.json").write_text(json.dumps(options))
+
+
+def byte_folder(folder: pathlib.Path) -> pathlib.Path:
+  """A folder with the tiny ByT5 and its tokenizer."""
+  made = folder / "byt5"
+  shutil.copytree(GOLDEN / "tiny_byt5", made)
+  named = {"tokenizer_class": "ByT5Tokenizer"}
+  (made / "tokenizer_config.json").write_text(json.dumps(named))
+  return made
