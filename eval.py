@@ -39,8 +39,8 @@ def main(argv):
     if _FSDP.value or _TENSOR.value:
       config.mesh = dict(fsdp=_FSDP.value or 1, tensor=_TENSOR.value or 1)
     validation.check(config)
-    mesh = assembly.mesh(config)
-  with sharding.use(mesh):
+    mesh, rules = assembly.layout(config)
+  with sharding.use(mesh, rules):
     score(config, workdir)
 
 

@@ -90,10 +90,10 @@ def main(argv):
     if _PLAN.value or _TOPOLOGY.value:
       return print(planned(config, _TOPOLOGY.value).describe())
     validation.check(config)
-    mesh = assembly.mesh(config)
+    mesh, rules = assembly.layout(config)
     validation.check_rows(config, mesh)
   try:
-    with sharding.use(mesh), runs.storage_errors(workdir):
+    with sharding.use(mesh, rules), runs.storage_errors(workdir):
       train_and_score(config, workdir)
   except nonfinite.Stop as stop:
     print(f"error: {stop}", file=sys.stderr, flush=True)
@@ -104,9 +104,9 @@ def planned(config, topology) -> plan.Plan:
   """What the run's first step needs, here or on the chips of a topology."""
   validation.check(config)
   devices = None if topology is None else plan.devices(topology)
-  mesh = assembly.mesh(config, devices)
+  mesh, rules = assembly.layout(config, devices)
   validation.check_rows(config, mesh)
-  return assembly.plan(config, mesh)
+  return assembly.plan(config, mesh, rules)
 
 
 def train_and_score(config, workdir) -> None:

@@ -78,7 +78,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     steps=1000, checkpoint_every=100, microbatches=1, nonfinite="stop"
   )
   config.mesh = configuration.group(
-    sharding.mesh, given=("devices",), data=1, fsdp=-1
+    sharding.layout, given=("devices",), data=1, fsdp=-1
   )
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=48, batch_size=64)

@@ -94,7 +94,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
   config.training = dict(
     steps=steps, checkpoint_every=40, microbatches=1, nonfinite="stop"
   )
-  config.mesh = configuration.group(sharding.mesh, given=("devices",))
+  config.mesh = configuration.group(sharding.layout, given=("devices",))
   config.evaluation = dict(examples=16, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config

@@ -54,17 +54,17 @@ class Assembly:
   stages: tuple[sparsifying.Stage, ...]
 
 
-def mesh(
+def layout(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
-) -> jax.sharding.Mesh:
-  """The config's mesh, of all devices there are or of those given.
+) -> tuple[jax.sharding.Mesh, sharding.Rules]:
+  """The config's mesh and rules, of all devices there are or of those given.
 
   Raises:
     ValueError: it does not fit the devices.
   """
   try:
-    return sharding.mesh(**config.mesh, devices=devices)
+    return sharding.layout(**config.mesh, devices=devices)
   except ValueError as error:
     raise ValueError(f"config.mesh: {error}") from None
 
@@ -202,18 +202,21 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
 
 
 def plan(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
 ) -> plans.Plan:
   """What the run's first step needs, compiled without a weight.
 
   Args:
     config: checked.
     mesh: to compile for.
+    rules: on it.
 
   Raises:
     ValueError: experts are still to be allocated, or nothing is trained.
   """
-  rules, stage = configuration.rules(config.rules), stages(config)[0]
+  adapters, stage = configuration.rules(config.rules), stages(config)[0]
   if "allocation" in config or not stage.steps:
     raise ValueError(
       "There is no step to plan: experts are allocated from the weights, which"
@@ -222,7 +225,7 @@ def plan(
 
   def build():
     model = bases.shapes(**config.base)
-    surgery.adapt(model, rules, rngs=nnx.Rngs(config.seed))
+    surgery.adapt(model, adapters, rngs=nnx.Rngs(config.seed))
     return model
 
   batches = config.batches
@@ -233,6 +236,7 @@ def plan(
       batches.batch_size, **_lengths(config), packed=batches.pack
     ),
     mesh=mesh,
+    rules=rules,
     steps=stage.steps,
     microbatches=config.training.microbatches,
   )
@@ -264,7 +268,7 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
       f" {jax.device_count()} {jax.devices()[0].platform} device(s): "
-      + ", ".join(f"{k} {v}" for k, v in mesh(config).shape.items()),
+      + ", ".join(f"{k} {v}" for k, v in layout(config)[0].shape.items()),
     ]
   )
 

@@ -25,7 +25,7 @@ _LOCK = ".lock"
 # the order in which devices add up.
 _FREE = {
   "training": {"nonfinite"},
-  "mesh": {"data", "fsdp", "tensor", "slices"},
+  "mesh": {"data", "fsdp", "tensor", "slices", "experts"},
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -102,6 +102,37 @@ def mesh(
   return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def layout(
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  slices: int = 1,
+  experts: str | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> tuple[Mesh, Rules]:
+  """A mesh and the rules on it: what `use` takes, and a config has.
+
+  Args:
+    data: see `mesh`, as all but:
+    fsdp: see `mesh`.
+    tensor: see `mesh`.
+    slices: see `mesh`.
+    experts: the axis that experts go over, so that each device has some of
+      them and execution="dispatch" sends them their tokens; None for none.
+    devices: see `mesh`.
+
+  Raises:
+    ValueError: as `mesh`, or an axis that it does not have.
+  """
+  made = mesh(
+    data=data, fsdp=fsdp, tensor=tensor, slices=slices, devices=devices
+  )
+  rules = {} if experts is None else {"experts": experts}
+  _table(made, rules)
+  return made, rules
+
+
 def _over_slices(shape, slices, devices):
   # Processes of a CPU tell of one slice, which all of them are.
   found = {

@@ -27,7 +27,7 @@ _FUNCTIONS = {
   "decoding": evaluation.evaluate,
   "sparsity": sparsifying.stages,
   "allocation": expert_budget.decide,
-  "mesh": sharding.mesh,
+  "mesh": sharding.layout,
 }
 _GIVEN = {
   "batches": ("seed", "start"),

@@ -56,8 +56,7 @@ def test_a_plan_of_an_encoder_decoder(tmp_path, folder, pack):
   settings = T5 | {"base.uri": str(folder), "batches.pack": pack}
   config = tiny_run.config("sira", settings, path=r".*attention\.q")
   config.base.remat = True
-  mesh = tiny_run.mesh(config)
-  plan = assembly.plan(config, mesh)
+  plan = assembly.plan(config, *tiny_run.layout(config))
   shapes = 4 * config.batches.batch_size * (128 + 3 * 96)
   assert plan.batch == shapes + (
     8 * config.batches.batch_size * (128 + 96) if pack else 0

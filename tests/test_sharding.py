@@ -402,3 +402,17 @@ def test_variables_are_filled_in_their_slices():
     (found,) = jax.tree.leaves(sharding.filled(shapes, read))
   assert found.sharding.shard_shape((16, 4)) == (4, 2)
   np.testing.assert_array_equal(found, array)
+
+
+def test_layout():
+  mesh, rules = sharding.layout(fsdp=2, experts="data")
+  assert mesh.devices.shape == (4, 2, 1) and rules == {"experts": "data"}
+  with sharding.use(mesh, rules):
+    factory = methods.create("sira", experts=4, rank=2, k=2)
+    model = nnx.List([nnx.Linear(8, 8, rngs=nnx.Rngs(0))])
+    surgery.adapt(model, [surgery.Rule("0", factory)], rngs=nnx.Rngs(0))
+    a = model[0].adapter.A[...]
+  assert a.sharding.shard_shape(a.shape) == (8, 1, 2)
+  assert sharding.layout()[1] == {}
+  with pytest.raises(ValueError, match="'experts' -> 'pipeline' names"):
+    sharding.layout(experts="pipeline")

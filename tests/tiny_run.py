@@ -49,9 +49,9 @@ def config(method: str, changes, *, path: str = r"layers\.\d+\.mlp\.up_proj"):
   return found
 
 
-def mesh(config, *, devices: int = 1):
+def layout(config, *, devices: int = 1):
   """Of the eight devices that tests have; of one, few rows will do."""
-  return sharding.mesh(**config.mesh, devices=jax.devices()[:devices])
+  return sharding.layout(**config.mesh, devices=jax.devices()[:devices])
 
 
 def main(
@@ -72,7 +72,8 @@ def main(
     patch.setattr(train, flag, types.SimpleNamespace(value=value))
   with patch.context() as patch:
     patch.setattr(runs, "open_workdir", lambda *args: locks.append(lock(*args)))
-    patch.setattr(assembly, "mesh", functools.partial(mesh, devices=devices))
+    found = functools.partial(layout, devices=devices)
+    patch.setattr(assembly, "layout", found)
     try:
       train.main(["train.py"])
     finally:
