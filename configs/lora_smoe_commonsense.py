@@ -24,6 +24,8 @@ from configs import quickstart
 from sira_jax import configuration, expert_budget
 
 BATCH = 128
+# 3 epochs of 15,000 examples, by the name of their file.
+STEPS = 3 * 15_000 // BATCH
 TINY = {
   "allocation.samples": 1,
   "mixture.languages": ("en",),
@@ -87,12 +89,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     b2=0.999,
     clip=1.0,
   )
-  # 3 epochs of 15,000 examples, by the name of their file.
   config.training = dict(
-    steps=3 * 15_000 // BATCH,
-    checkpoint_every=50,
-    microbatches=1,
-    nonfinite="stop",
+    steps=STEPS, checkpoint_every=50, microbatches=1, nonfinite="stop"
   )
   config.mesh = quickstart.get_config().mesh
   config.evaluation = dict(examples=64, split="test")

@@ -113,14 +113,9 @@ def layout(
 ) -> tuple[Mesh, Rules]:
   """A mesh and the rules on it: what `use` takes, and a config has.
 
-  Args:
-    data: see `mesh`, as all but:
-    fsdp: see `mesh`.
-    tensor: see `mesh`.
-    slices: see `mesh`.
+  Args as of `mesh`, and:
     experts: the axis that experts go over, so that each device has some of
       them and execution="dispatch" sends them their tokens; None for none.
-    devices: see `mesh`.
 
   Raises:
     ValueError: as `mesh`, or an axis that it does not have.

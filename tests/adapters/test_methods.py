@@ -127,9 +127,9 @@ def run(request):
   with pytest.MonkeyPatch.context() as patch:
     batch_loss = training.batch_loss
 
-    def traced(*given):
+    def traced(*given, **settings):
       traces.append(1)
-      loss, metrics = batch_loss(*given)
+      loss, metrics = batch_loss(*given, **settings)
       return loss, metrics | {"progress": ambient.PROGRESS.get()}
 
     patch.setattr(training, "batch_loss", traced)
