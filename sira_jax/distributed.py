@@ -22,21 +22,26 @@ PATIENCE = 60
 _MESSAGE = 4096
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """The flags of a script that `join` reads."""
   flags.DEFINE_boolean(
     "distributed",
     False,
     "One of several processes, which SLURM, Open MPI, Kubernetes or a Cloud TPU"
     " tell of each other.",
+    flag_values=values,
   )
   flags.DEFINE_string(
     "coordinator",
     None,
     "HOST:PORT of the first of several processes, where nothing tells of it.",
+    flag_values=values,
   )
-  flags.DEFINE_integer("processes", None, "Their number, with --coordinator.")
-  flags.DEFINE_integer("process", None, "This one's number, from 0.")
+  for name, meaning in (
+    ("processes", "Their number, with --coordinator."),
+    ("process", "This one's number, from 0."),
+  ):
+    flags.DEFINE_integer(name, None, meaning, flag_values=values)
 
 
 def join() -> None:

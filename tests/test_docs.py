@@ -14,7 +14,7 @@ from ml_collections import config_flags
 import pytest
 
 import sira_jax
-from sira_jax import configuration, validation
+from sira_jax import configuration, distributed, validation
 from sira_jax.adapters import methods
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -150,7 +150,10 @@ def test_commands_are_accepted(words, monkeypatch):
   config_flags.DEFINE_config_file(
     "config", "configs/quickstart.py", flag_values=own, lock_config=True
   )
-  flags.DEFINE_string("workdir", None, "", flag_values=own)
+  for name in ("workdir", "topology"):
+    flags.DEFINE_string(name, None, "", flag_values=own)
+  flags.DEFINE_boolean("plan", False, "", flag_values=own)
+  distributed.define_flags(own)
   assert own(arguments) == ["train.py"]
   validation.check(own.config)
 

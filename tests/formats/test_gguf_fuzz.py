@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import jax
 import pytest
 
-from sira_jax.formats import gguf
+from sira_jax.formats import gguf, gguf_file, gguf_tokenizer
 
 EXAMPLES = int(os.environ.get("SIRA_JAX_FUZZ", 200))
 U8, I32, U32, F32, BOOL, TEXT, ARRAY = 0, 5, 4, 6, 7, 8, 9
@@ -201,10 +201,14 @@ def files(draw):
 def outcome(path, data):
   """Whether it was read or refused; nothing else is allowed."""
   path.write_bytes(data)
-  gguf._read.cache_clear()
+  gguf_file._read.cache_clear()
   tracemalloc.start()
   try:
-    for read in (gguf.read_config, gguf.tokenizer, gguf.special_tokens):
+    for read in (
+      gguf.read_config,
+      gguf_tokenizer.tokenizer,
+      gguf_tokenizer.special_tokens,
+    ):
       try:
         read(path)
       except ValueError:
@@ -216,8 +220,8 @@ def outcome(path, data):
   assert peak < 20 * len(data) + 100_000, peak
   try:
     gguf.load_decoder(path)
-    gguf.tokenizer(path)
-    gguf.special_tokens(path)
+    gguf_tokenizer.tokenizer(path)
+    gguf_tokenizer.special_tokens(path)
   except ValueError as error:
     assert len(str(error)) < 1000 + 40 * len(data)
     return "refused"
@@ -302,8 +306,8 @@ def test_what_a_header_says(tmp_path, entries, tensors, message):
   if message:
     with pytest.raises(ValueError, match=message):
       gguf.load_decoder(path)
-      gguf.tokenizer(path)
-      gguf.special_tokens(path)
+      gguf_tokenizer.tokenizer(path)
+      gguf_tokenizer.special_tokens(path)
 
 
 HUGE = struct.pack("<Q", 2**60)
