@@ -48,7 +48,7 @@ class RoutingStats:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["weights", "stats"],
-  meta_fields=["slots"],
+  meta_fields=["slots", "k"],
 )
 @dataclasses.dataclass(frozen=True)
 class Routing:
@@ -57,11 +57,13 @@ class Routing:
   Attributes:
     weights: combine weights, zero where a token is not routed.
     slots: the most tokens of one row that any expert can be given; static.
+    k: the most experts that any token can be given; static.
     stats: the report on this batch.
   """
 
   weights: Float[Array, "batch length experts"]
   slots: int
+  k: int
   stats: RoutingStats
 
 
@@ -299,7 +301,7 @@ def route(
     z = jax.nn.logsumexp(logits, axis=-1)
     penalty += settings.z_coefficient * groups.mean(jnp.square(z))
   stats = RoutingStats(balance_loss=balance, penalty=penalty, **stats)
-  return Routing(weights, slots, stats)
+  return Routing(weights, slots, settings.k, stats)
 
 
 def balance_loss(

@@ -101,7 +101,9 @@ def gradients(arrays, ids, key, settings, packed, activation):
     ):
       routing = routed(x, kernel, settings)
     experts = execution.Experts(A, B, g=g, activation=activation, scale=SCALE)
-    y = run(x, experts, weights=routing.weights, slots=routing.slots)
+    y = run(
+      x, experts, weights=routing.weights, slots=routing.slots, k=routing.k
+    )
     return (y * arrays["dy"]).sum() + routing.stats.penalty, (y, routing)
 
   gradient = jax.grad(forward, argnums=(0, 1, 2, 3, 4), has_aux=True)
@@ -225,7 +227,7 @@ def outputs(arrays, x, ids, settings, packed):
   with ambient.SEGMENTS(ambient.Segments(ids, packed)):
     routing = routed(x, arrays["kernel"], settings)
   y = [
-    run(x, experts, weights=routing.weights, slots=routing.slots)
+    run(x, experts, weights=routing.weights, slots=routing.slots, k=routing.k)
     for run in execution.EXECUTIONS.values()
   ]
   return jnp.stack(y), routing.stats.balance_loss
