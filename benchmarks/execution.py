@@ -22,7 +22,7 @@ from flax import nnx
 import jax
 
 from sira_jax import ambient
-from sira_jax.adapters import execution, methods, surgery
+from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import Trainable
 
 REFERENCE = "lora, total rank"
@@ -82,7 +82,7 @@ def factories(setting: Setting) -> Mapping[str, methods.Factory]:
     REFERENCE: methods.lora(rank=total),
     "lora, rank of a token": methods.lora(rank=used),
   }
-  for name in execution.EXECUTIONS:
+  for name in ("rank_space", "dispatch", "gather"):
     found[name] = methods.sira(
       experts=setting.experts,
       rank=setting.rank,

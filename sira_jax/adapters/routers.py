@@ -17,7 +17,7 @@ from sira_jax import ambient, sharding
 from sira_jax.adapters import capacity as capacity_lib
 from sira_jax.adapters import draws, top_k
 from sira_jax.adapters import groups as groups_lib
-from sira_jax.adapters.variables import AdapterConstant, AdapterParam
+from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Seed
 
 
 @jax.tree_util.register_dataclass
@@ -199,7 +199,7 @@ class Router(nnx.Module):
       axes=(axis, "experts"),
     )
     self.settings = settings
-    self.seed = seed
+    self.seed = Seed(jnp.asarray(seed, jnp.uint32))
     self.deterministic = False
 
   def __call__(self, x: Float[Array, "batch length d"]) -> Routing:
@@ -237,7 +237,7 @@ class Router(nnx.Module):
     else:
       k = _grown(settings)
       if settings.expert_dropout:
-        keep = draws.keep(logits.shape, settings.expert_dropout, self.seed)
+        keep = draws.keep(logits.shape, settings.expert_dropout, self.seed[...])
         keep = groups.first(keep) if by_example else keep
     return route(logits, settings, groups=groups, keep=keep, k=k)
 
