@@ -19,6 +19,8 @@ from sira_jax import configuration, sharding
 
 TINY = {
   "base.dtype": "float32",
+  "base.remat": True,
+  "base.scan": True,
   "mixture.languages": ("en",),
   "mixture.zero_shot": ("it",),
   "batches.batch_size": 8,
@@ -43,6 +45,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     sha256=config_dict.placeholder(str),
     dtype="bfloat16",
     remat=True,
+    scan=True,
   )
   config.rules = dict(
     attention=configuration.rule(

@@ -48,6 +48,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     dtype="float32",
     remat=False,
+    scan=False,
   )
   config.rules = rules(method)
   if method == "sora":

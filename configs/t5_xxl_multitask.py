@@ -17,10 +17,11 @@ from configs import llama3_8b
 from sira_jax import configuration
 from sira_jax.training import optimizers
 
-TINY = {
+TINY = llama3_8b.TINY | {
   "base.uri": "hf://google/flan-t5-small",
+  "base.scan": False,
   "batches.targets_length": 96,
-} | llama3_8b.TINY
+}
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -29,6 +30,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     raise ValueError(f"Unknown argument {argument!r}; there is tiny, or none.")
   config = llama3_8b.get_config()
   config.base.uri = "hf://google/flan-t5-xxl"
+  config.base.scan = False
   config.rules = dict(
     attention=configuration.rule(
       r".*\.(cross_)?attention\.[qkvo]", "sira", experts=16, rank=4, k=4

@@ -176,14 +176,19 @@ def plan(
   with sharding.use(mesh, rules):
     lowered = _lower(graph, optimizer, arguments, settings)
   begun = time.monotonic()
-  sizes = [sum(map(_device_bytes, jax.tree.leaves(a))) for a in arguments]
+  # The rest of what is not trained are seeds, a number a router.
+  base = nnx.filter_state(arguments[1], nnx.Param)
+  trees = (*arguments, base)
+  *sizes, weights = (
+    sum(map(_device_bytes, jax.tree.leaves(tree))) for tree in trees
+  )
   known = dict(
     device=_kind(mesh),
     mesh=dict(mesh.shape),
-    frozen=_numbers(frozen),
+    frozen=_numbers(base),
     trained=_numbers(state.trainable),
     training=sizes[0],
-    weights=sizes[1],
+    weights=weights,
     batch=sizes[2],
     limit=_limit(mesh, limit),
   )

@@ -165,6 +165,11 @@ def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[None]:
     yield
 
 
+def in_use() -> bool:
+  """Whether a mesh is in use."""
+  return _current.value is not None
+
+
 def of(tree: T, mesh: Mesh, *, rules: Rules | None = None) -> T:
   """The same tree with a `NamedSharding` in each array's place.
 

@@ -26,9 +26,9 @@ SITES = r"layers\.\d+\.(self_attn\.k|mlp\.down)_proj"
 SIZES = [(16, 8), (24, 16)] * 2
 
 
-def base(*, tied: bool = True, dtype=jnp.float32, remat: bool = False):
+def base(*, tied: bool = True, dtype=jnp.float32, **settings):
   config = decoder.DecoderConfig(**(vars(CONFIG) | {"tied_embeddings": tied}))
-  return decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
+  return decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype, **settings)
 
 
 def adapted(

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from sira_jax.adapters import adapter as adapter_lib
 from sira_jax.adapters import draws
 from sira_jax.adapters import execution as executions
-from sira_jax.adapters.variables import AdapterParam, Axes
+from sira_jax.adapters.variables import AdapterParam, Axes, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class AdaMix(nnx.Module):
       axes=("experts", "rank", axes[1]),
     )
     self.factory = factory
-    self.seed = seed
+    self.seed = Seed(jnp.asarray(seed, jnp.uint32))
     self.deterministic = False
 
   def __call__(
@@ -146,7 +146,7 @@ class AdaMix(nnx.Module):
     )
 
   def _draw(self):
-    i, j = draws.choice(self.factory.experts, 2, self.seed)
+    i, j = draws.choice(self.factory.experts, 2, self.seed[...])
     a = jax.lax.dynamic_slice_in_dim(self.A[...], i, 1, axis=1)
     if self.factory.shared_b:
       return a, self.B[...]

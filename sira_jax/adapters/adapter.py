@@ -203,14 +203,16 @@ class Adapter(nnx.Module):
     """
     del frozen  # which only an adapter that rescales reads
     tokens = batch_length(x)
-    weights, slots = None, 0
+    given = {"weights": None}
     if self.router is not None:
       routing = route(self, self.router, tokens)
-      weights, slots = routing.weights, routing.slots
+      weights = routing.weights
       if self.factory.live is not None:
         weights = weights[..., list(self.factory.live)]
+      k = min(routing.k, self.factory.terms)
+      given = {"weights": weights, "slots": routing.slots, "k": k}
     run = executions.EXECUTIONS[self.factory.execution]
-    y = run(tokens, self.experts(), weights=weights, slots=slots)
+    y = run(tokens, self.experts(), **given)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
   def experts(self) -> executions.Experts:

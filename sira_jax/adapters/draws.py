@@ -13,8 +13,10 @@ import numpy as np
 
 from sira_jax import ambient
 
+Seed = int | UInt[Array, ""]
 
-def keep(shape: tuple[int, ...], rate: float, seed: int) -> Bool[Array, "..."]:
+
+def keep(shape: tuple[int, ...], rate: float, seed: Seed) -> Bool[Array, "..."]:
   """False with probability `rate`.
 
   Raises:
@@ -23,7 +25,7 @@ def keep(shape: tuple[int, ...], rate: float, seed: int) -> Bool[Array, "..."]:
   return _bits(shape, seed) >= np.uint32(round(rate * 2**32))
 
 
-def choice(n: int, count: int, seed: int) -> Int[Array, "count"]:
+def choice(n: int, count: int, seed: Seed) -> Int[Array, "count"]:
   """`count` independent numbers from 0 to n - 1.
 
   Raises:
@@ -47,7 +49,7 @@ def _bits(shape, seed) -> UInt[Array, "..."]:
     for axis, stride in enumerate(strides)
   )
   # Multiplied, so that a seed and a key that are neighbours do not collide.
-  own = np.uint32(seed * 0x9E3779B1 % 2**32)
+  own = jnp.asarray(seed, jnp.uint32) * np.uint32(0x9E3779B1)
   return _mix(_mix(index + words[0]) ^ (words[-1] + own))
 
 

@@ -4,8 +4,8 @@
     y[t] = scale * sum_e weights[t, e] * (act(x[t] A_e) * g_e) B_e
 
 Legend: batch, length, d (in), f (out), experts, rank (of one expert), slots
-(places in an expert's buffer for one row). Both programs take the same
-arguments and agree in value and gradient.
+(places in an expert's buffer for one row), k (choices of a token). All programs
+take the same arguments and agree in value and gradient.
 
 * `rank_space` computes every x A_e, since rank is tiny, and multiplies by the
   weights there; no token moves. Its cost does not depend on k or capacity.
@@ -14,6 +14,10 @@ arguments and agree in value and gradient.
   the experts work on their buffers, and the same tensor, weighted, combines.
   Experts may live on different devices; the one-hot products grow with the
   square of the length.
+* `gather` fills such buffers, or as many small ones as the tokens need, by
+  indices. It computes what the tokens chose and no more, and moves x for each
+  choice: for a large total rank and a small k.
+* `auto` is the faster of `rank_space` and `gather` on this backend.
 """
 
 from collections.abc import Callable
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sira_jax import sharding
+from sira_jax.adapters import places as places_lib
 
 # Of x A. With another than identity each expert is a bottleneck adapter.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -69,6 +74,7 @@ def rank_space(
   *,
   weights: Float[Array, "batch length experts"] | None,
   slots: int = 0,
+  k: int = 0,
 ) -> Float[Array, "batch length f"]:
   """The mixture with the weights applied in rank space.
 
@@ -76,7 +82,7 @@ def rank_space(
   run on [tokens, d]: XLA's CPU backend is slow on the three-dimensional ones
   that a weight's gradient would need.
   """
-  del slots  # there are no buffers
+  del slots, k  # there are no buffers
   d, n, rank = experts.a.shape
   tokens = x.reshape(-1, d)
   z = experts.act(tokens @ experts.a.reshape(d, n * rank).astype(x.dtype))
@@ -95,11 +101,13 @@ def dispatch(
   *,
   weights: Float[Array, "batch length experts"],
   slots: int,
+  k: int = 0,
 ) -> Float[Array, "batch length f"]:
   """The mixture by fixed-capacity dispatch and combine tensors.
 
   `slots` is the most tokens of one row that any expert can be given.
   """
+  del k  # what is not chosen has a weight of zero
   # Or the routing itself would be done in parts, where the experts are.
   weights = sharding.constrain(weights, "batch", "length", None)
   routed = weights > 0
@@ -120,4 +128,69 @@ def dispatch(
   return jnp.einsum("btes,ebsf->btf", combine, y)
 
 
-EXECUTIONS = {"rank_space": rank_space, "dispatch": dispatch}
+def gather(
+  x: Float[Array, "batch length d"],
+  experts: Experts,
+  *,
+  weights: Float[Array, "batch length experts"],
+  slots: int,
+  k: int,
+) -> Float[Array, "batch length f"]:
+  """The mixture with the tokens moved to their experts; see `places`.
+
+  `slots` is the most tokens of one row that any expert can be given, `k` the
+  most experts that a token can be given. Rows of different devices share
+  buffers, so on a mesh the tokens travel.
+  """
+  n, d = weights.shape[-1], x.shape[-1]
+  places = places_lib.find(weights > 0, slots=slots, k=k)
+  gate = jnp.asarray(experts.gate)
+  if gate.ndim:
+    gate = places.each(gate)[:, None]
+  gate = gate * places.weights(weights.reshape(-1, n))
+  a = places.each(experts.a.swapaxes(0, 1)).astype(x.dtype)
+  z = jnp.einsum("nsd,ndr->nsr", places.fill(x.reshape(-1, d)), a)
+  z = experts.act(z) * gate.astype(x.dtype)
+  b = places.each(experts.b).astype(x.dtype)
+  y = places.gather(jnp.einsum("nsr,nrf->nsf", z, b))
+  return y.reshape(*x.shape[:-1], -1)
+
+
+# Total rank, for each place of a token, from which `gather` is taken, by
+# backend: with one buffer for each expert, and with several small ones. A
+# backend that is not here was not measured. On two CPU cores (d 512, 2048
+# tokens, forward and backward, benchmarks/execution.py) `gather` took, of the
+# time of `rank_space`, with one buffer each 1.2 at 51, 0.8 at 205 and 0.3 at
+# 410, and with small ones 1.1 at 410.
+CROSSOVERS = {"cpu": (128, 512)}
+
+
+def auto(
+  x: Float[Array, "batch length d"],
+  experts: Experts,
+  *,
+  weights: Float[Array, "batch length experts"] | None,
+  slots: int = 0,
+  k: int = 0,
+) -> Float[Array, "batch length f"]:
+  """`gather` where it is the faster on this backend, else `rank_space`.
+
+  On a mesh always `rank_space`, where no token travels.
+  """
+  run = rank_space
+  crossovers = CROSSOVERS.get(jax.default_backend())
+  if weights is not None and crossovers and not sharding.in_use():
+    batch, length, n = weights.shape
+    buffers, size = places_lib.shape(batch, length, n, slots=slots, k=k)
+    ranks = n * experts.a.shape[-1] * batch * length
+    if ranks >= crossovers[buffers != n] * buffers * size:
+      run = gather
+  return run(x, experts, weights=weights, slots=slots, k=k)
+
+
+EXECUTIONS = {
+  "rank_space": rank_space,
+  "dispatch": dispatch,
+  "gather": gather,
+  "auto": auto,
+}

@@ -44,14 +44,14 @@ class Groups:
     Exact below 2**24. Marks of padding count too: give none there.
     """
     values = jax.lax.stop_gradient(marks).astype(jnp.float32)
-    running = _running(values)
+    before = running(values)
     if self.bounds is None:
-      return running, values.sum(axis=1, keepdims=True)
+      return before, values.sum(axis=1, keepdims=True)
     first, end = self.bounds
-    ends = jnp.pad(running, ((0, 0), (0, 1), (0, 0)))
-    ends = ends.at[:, -1].set(running[:, -1] + values[:, -1])
+    ends = jnp.pad(before, ((0, 0), (0, 1), (0, 0)))
+    ends = ends.at[:, -1].set(before[:, -1] + values[:, -1])
     earlier = _rows(ends, first)
-    return running - earlier, _rows(ends, end) - earlier
+    return before - earlier, _rows(ends, end) - earlier
 
   def mean(self, values: Float[Array, "batch length *n"]) -> Float[Array, "*n"]:
     """The mean over examples of the mean over an example's real tokens."""
@@ -109,7 +109,9 @@ def of_batch(batch: int, length: int) -> Groups:
   return Groups(ids > 0, segments.tokens, segments.bounds)
 
 
-def _running(values):
+def running(
+  values: Float[Array, "batch length n"],
+) -> Float[Array, "batch length n"]:
   """The sum of the values before each position, by triangular matmuls.
 
   Within blocks of `_BLOCK` positions, then over the blocks' sums.

@@ -146,7 +146,7 @@ def sira(
     gate: SoRA's gates inside the experts start here; None for no gates.
     gate_std: and this far around it.
     activation: of x A; see `execution.ACTIVATIONS`.
-    execution: "rank_space" or "dispatch"; see `execution`.
+    execution: "rank_space", "dispatch", "gather" or "auto"; see `execution`.
   """
   router = routers.TopK(
     k=k,
@@ -261,7 +261,7 @@ def lora_smoe(
     k: experts a token is sent to; all, where there are fewer.
     alpha: s = alpha / rank; None for `rank`.
     balance_coefficient: weight of the balance loss.
-    execution: "rank_space" or "dispatch"; see `execution`.
+    execution: "rank_space", "dispatch", "gather" or "auto"; see `execution`.
   """
   router = routers.TopK(
     k=min(k, experts) if experts > 0 else k,

@@ -17,7 +17,7 @@ from sira_jax import ambient, sharding
 from sira_jax.adapters import capacity as capacity_lib
 from sira_jax.adapters import draws, top_k
 from sira_jax.adapters import groups as groups_lib
-from sira_jax.adapters.variables import AdapterConstant, AdapterParam
+from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Seed
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +48,7 @@ class RoutingStats:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["weights", "stats"],
-  meta_fields=["slots"],
+  meta_fields=["slots", "k"],
 )
 @dataclasses.dataclass(frozen=True)
 class Routing:
@@ -57,11 +57,13 @@ class Routing:
   Attributes:
     weights: combine weights, zero where a token is not routed.
     slots: the most tokens of one row that any expert can be given; static.
+    k: the most experts that any token can be given; static.
     stats: the report on this batch.
   """
 
   weights: Float[Array, "batch length experts"]
   slots: int
+  k: int
   stats: RoutingStats
 
 
@@ -197,7 +199,7 @@ class Router(nnx.Module):
       axes=(axis, "experts"),
     )
     self.settings = settings
-    self.seed = seed
+    self.seed = Seed(jnp.asarray(seed, jnp.uint32))
     self.deterministic = False
 
   def __call__(self, x: Float[Array, "batch length d"]) -> Routing:
@@ -235,7 +237,7 @@ class Router(nnx.Module):
     else:
       k = _grown(settings)
       if settings.expert_dropout:
-        keep = draws.keep(logits.shape, settings.expert_dropout, self.seed)
+        keep = draws.keep(logits.shape, settings.expert_dropout, self.seed[...])
         keep = groups.first(keep) if by_example else keep
     return route(logits, settings, groups=groups, keep=keep, k=k)
 
@@ -299,7 +301,7 @@ def route(
     z = jax.nn.logsumexp(logits, axis=-1)
     penalty += settings.z_coefficient * groups.mean(jnp.square(z))
   stats = RoutingStats(balance_loss=balance, penalty=penalty, **stats)
-  return Routing(weights, slots, stats)
+  return Routing(weights, slots, settings.k, stats)
 
 
 def balance_loss(

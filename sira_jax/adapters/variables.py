@@ -32,5 +32,12 @@ class AdapterConstant(nnx.Variable):
   """An array of an adapter that is saved with it and never trained."""
 
 
+class Seed(nnx.Variable):
+  """An integer that sets a layer's random draws apart.
+
+  An array, and not a part of the graph, so that layers alike have equal graphs.
+  """
+
+
 class RoutingRecord(nnx.Variable):
   """A `routers.RoutingStats` that one forward pass left under `nnx.capture`."""

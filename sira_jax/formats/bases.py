@@ -35,6 +35,7 @@ def load(
   sha256: str | None = None,
   dtype: str = "float32",
   remat: bool = False,
+  scan: bool = False,
 ) -> Base:
   """Fetches and loads a base model.
 
@@ -45,6 +46,7 @@ def load(
     dtype: of the loaded weights.
     remat: recompute each block in the backward pass instead of keeping its
       activations: less memory, a third more compute.
+    scan: run a decoder's equal blocks as a loop, which compiles sooner.
 
   Raises:
     ValueError: it cannot be had, is of a format we do not read, or does not
@@ -68,6 +70,7 @@ def load(
       eos_id=gguf_tokenizer.special_tokens(path).eos_id,
       fingerprint=gguf.fingerprint(path),
     )
+  _scan(base.model, scan)
   ids = base.tokenizer.get_vocab_size()
   rows = base.model.config.vocabulary_size
   if ids > rows:
@@ -84,6 +87,7 @@ def shapes(
   sha256: str | None = None,
   dtype: str = "float32",
   remat: bool = False,
+  scan: bool = False,
 ) -> nnx.Module:
   """The model that `load` gives, without its numbers: none is read.
 
@@ -94,7 +98,18 @@ def shapes(
   """
   path = _path(uri, sha256, dtype)
   read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
-  return read(path, dtype=jnp.dtype(dtype), remat=remat)
+  model = read(path, dtype=jnp.dtype(dtype), remat=remat)
+  _scan(model, scan)
+  return model
+
+
+def _scan(model, scan):
+  if scan and not hasattr(model, "scan"):
+    raise ValueError(
+      f"base.scan is for decoders; a {type(model).__name__} has no loop."
+    )
+  if scan:
+    model.scan = True
 
 
 def _path(uri, sha256, dtype):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient, sharding
-from sira_jax.models import layers
+from sira_jax.models import layers, stacking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +155,9 @@ class Decoder(nnx.Module):
   `dtype` is that of the parameters; the computation follows it, but for
   norms, rotary angles, softmax and logits, which are float32. `remat`
   recomputes each block in the backward pass instead of keeping its inside.
+  `scan` runs blocks of one kind as a loop: less to compile, and a copy of the
+  weights in each pass. On a CPU it is the slower, and compiles no sooner where
+  the optimizer's many arrays take the time (docs/scale.md).
 
   Made under `nnx.eval_shape` it holds shapes only, for a loader to fill.
   """
@@ -173,9 +176,11 @@ class Decoder(nnx.Module):
     rngs: nnx.Rngs,
     dtype=jnp.float32,
     remat: bool = False,
+    scan: bool = False,
   ):
     self.config = config
     self.remat = remat
+    self.scan = scan
     made = {"rngs": rngs, "dtype": dtype}
     self.embed_tokens = layers.embedding(
       config.vocabulary_size, config.d_model, **made
@@ -234,11 +239,9 @@ class Decoder(nnx.Module):
       # Padding is a segment too: its tokens see each other and thus something.
       mask &= segments.ids[:, :, None] == segments.ids[:, None, :]
     layout = self._layout(decoder_positions, mask)
-    run = nnx.remat(Block.__call__) if self.remat else Block.__call__
     x = layers.look_up(self.embed_tokens, decoder_input_tokens)
     with ambient.SEGMENTS(segments):
-      for block in self.layers:
-        x, _ = run(block, x, layout)
+      x = self._through_blocks(x, layout)
     return self.norm(x)
 
   def logits(
@@ -314,6 +317,17 @@ class Decoder(nnx.Module):
         kept.append(past)
     keys, values = zip(*kept, strict=True)
     return self.norm(x), Cache(keys, values)
+
+  def _through_blocks(self, x, layout):
+    call = Block.__call__
+    if self.remat:
+      # In a loop XLA has nothing to merge what is recomputed with.
+      call = nnx.remat(call, prevent_cse=not self.scan)
+    if self.scan:
+      return stacking.run(lambda b, x: call(b, x, layout)[0], self.layers, x)
+    for block in self.layers:
+      x, _ = call(block, x, layout)
+    return x
 
   def _layout(self, positions, mask) -> Layout:
     cos, sin = layers.rotary(

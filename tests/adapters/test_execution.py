@@ -1,5 +1,6 @@
 """Every execution against the loop over tokens, values and gradients."""
 
+import contextlib
 import functools
 
 from flax import nnx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax import ambient
+from sira_jax import ambient, sharding
 from sira_jax.adapters import draws, execution, routers
 from tests.adapters import loop
 
@@ -82,6 +83,7 @@ def routed(x, kernel, settings):
     jax.random.key(0),
   )
   router.kernel.set_value(kernel)
+  router.seed.set_value(jnp.uint32(SEED))
   return router(x)
 
 
@@ -101,13 +103,16 @@ def gradients(arrays, ids, key, settings, packed, activation):
     ):
       routing = routed(x, kernel, settings)
     experts = execution.Experts(A, B, g=g, activation=activation, scale=SCALE)
-    y = run(x, experts, weights=routing.weights, slots=routing.slots)
+    y = run(
+      x, experts, weights=routing.weights, slots=routing.slots, k=routing.k
+    )
     return (y * arrays["dy"]).sum() + routing.stats.penalty, (y, routing)
 
   gradient = jax.grad(forward, argnums=(0, 1, 2, 3, 4), has_aux=True)
   return {
     name: gradient(*(arrays[name] for name in NAMES), run)
     for name, run in execution.EXECUTIONS.items()
+    if name != "auto"  # which is one of the others
   }
 
 
@@ -225,7 +230,7 @@ def outputs(arrays, x, ids, settings, packed):
   with ambient.SEGMENTS(ambient.Segments(ids, packed)):
     routing = routed(x, arrays["kernel"], settings)
   y = [
-    run(x, experts, weights=routing.weights, slots=routing.slots)
+    run(x, experts, weights=routing.weights, slots=routing.slots, k=routing.k)
     for run in execution.EXECUTIONS.values()
   ]
   return jnp.stack(y), routing.stats.balance_loss
@@ -253,3 +258,43 @@ def test_packed_equals_unpacked(settings):
   np.testing.assert_allclose(packed[:, 0, :5], unpacked[:, 0, :5], atol=1e-5)
   np.testing.assert_allclose(packed[:, 0, 5:], unpacked[:, 1], atol=1e-5)
   np.testing.assert_allclose(balance, expected, rtol=1e-5)
+
+
+def chosen(monkeypatch, *, slots, k, crossovers, mesh=False, routed=True):
+  """What `auto` runs 2 rows of 32 tokens by, with 8 experts of rank 4."""
+  ran = []
+  for name in ("rank_space", "gather"):
+    monkeypatch.setattr(
+      execution, name, lambda *args, n=name, **given: ran.append(n)
+    )
+  monkeypatch.setattr(execution, "CROSSOVERS", crossovers)
+  experts = execution.Experts(
+    np.ones((D, 8, 4)), np.ones((8, 4, F)), None, "identity", SCALE
+  )
+  weights = np.ones((2, 32, 8)) if routed else None
+  with sharding.use(sharding.mesh()) if mesh else contextlib.nullcontext():
+    execution.auto(
+      np.ones((2, 32, D)), experts, weights=weights, slots=slots, k=k
+    )
+  return ran
+
+
+@pytest.mark.parametrize(
+  "given, expected",
+  [
+    # 64 tokens of total rank 32 are 2048; 8 buffers of 2 * 4 places are 64.
+    (dict(slots=4, k=1, crossovers={"cpu": (32, 99)}), "gather"),
+    (dict(slots=4, k=1, crossovers={"cpu": (33, 0)}), "rank_space"),
+    # No limit: 16 small buffers of 8 places for 64 choices, 128 in all.
+    (dict(slots=32, k=1, crossovers={"cpu": (99, 16)}), "gather"),
+    (dict(slots=32, k=1, crossovers={"cpu": (0, 17)}), "rank_space"),
+    (dict(slots=4, k=1, crossovers={}), "rank_space"),
+    (dict(slots=4, k=1, crossovers={"cpu": (1, 1)}, mesh=True), "rank_space"),
+    (
+      dict(slots=4, k=1, crossovers={"cpu": (1, 1)}, routed=False),
+      "rank_space",
+    ),
+  ],
+)
+def test_auto_takes_the_faster(monkeypatch, given, expected):
+  assert chosen(monkeypatch, **given) == [expected]

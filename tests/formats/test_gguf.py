@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax.formats import gguf, gguf_tokenizer, sources
+from sira_jax.formats import gguf, gguf_file, gguf_tokenizer, sources
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMOLLM2 = (
@@ -85,7 +85,7 @@ def oracle(tensors, tokens, *, heads, kv_heads, theta):
 def test_smollm2_equals_numpy(smollm2):
   tensors = {
     tensor.name: gguf_library.dequantize(tensor.data, tensor.tensor_type)
-    for tensor in gguf._open(smollm2).tensors
+    for tensor in gguf_file.opened(smollm2).tensors
   }
   model, tokenizer = (
     gguf.load_decoder(smollm2),

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a model's blocks as a loop over their stacked variables.
+
+XLA compiles the body of a loop once, however many blocks there are. Parameters
+stay each block's own, with their own paths: they are stacked inside the traced
+function, and their gradients come back by block.
+"""
+
+from collections.abc import Callable, Sequence
+import itertools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from sira_jax import sharding
+
+
+def run(
+  function: Callable[[nnx.Module, jax.Array], jax.Array],
+  blocks: Sequence[nnx.Module],
+  x: jax.Array,
+) -> jax.Array:
+  """x after `for block in blocks: x = function(block, x)`.
+
+  Consecutive blocks of one kind, which differ in nothing but their variables'
+  values, are one `jax.lax.scan`; a block unlike its neighbours runs by itself.
+  What blocks record under `nnx.capture` is recorded in each of them, as by the
+  loop above; nothing else that `function` writes into a block is kept.
+  """
+  pieces = [(block, *_split(block)) for block in blocks]
+  for _, group in itertools.groupby(pieces, key=lambda piece: _kind(*piece)):
+    members, graphs, records, states = zip(*group, strict=True)
+    if len(members) == 1:
+      x = function(members[0], x)
+    else:
+      x, found = _scan(function, graphs[0], records[0], states, x)
+      for number, block in enumerate(members):
+        _record(block, jax.tree.map(lambda y, n=number: y[n], found))
+  return x
+
+
+def _scan(function, graph, records, states, x):
+  """The new x, and what was recorded, stacked."""
+  records = nnx.to_flat_state(records)
+  recorded = nnx.Any(*(type(record) for _, record in records))
+  nothing = nnx.from_flat_state([(p, r.replace({})) for p, r in records])
+
+  def body(x, state):
+    block = nnx.merge(graph, nothing, state, copy=True)
+    return function(block, x), nnx.state(block, recorded)
+
+  stacked = jax.tree.map(lambda *values: jnp.stack(values), *states)
+  placed = jax.tree.map(
+    _placed, stacked, is_leaf=lambda node: isinstance(node, nnx.Variable)
+  )
+  return jax.lax.scan(body, x, placed)
+
+
+def _split(block):
+  """graph, records of a capture going on, and all other variables."""
+  types = {
+    type(record)
+    for _, module in nnx.iter_modules(block)
+    for record in getattr(module, "__captures__", ())
+  }
+  return nnx.split(block, nnx.Any(*types), ...)
+
+
+def _kind(block, graph, records, state):
+  del block, records
+  leaves, tree = jax.tree.flatten(state)
+  return graph, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _placed(variable):
+  """A stacked variable where those that it is made of are."""
+  axes = variable.get_metadata().get("axes")
+  if axes is None:
+    return variable
+  value = sharding.constrain(variable.get_value(), None, *axes)
+  return variable.replace(value)
+
+
+def _record(block, found):
+  """Adds to what a block has recorded."""
+  modules = dict(nnx.iter_modules(block))
+  for (*path, _, _), record in nnx.to_flat_state(found):
+    for name, values in record.get_value().items():
+      for value in values:
+        modules[tuple(path)].sow(type(record), name, value)
