@@ -58,7 +58,9 @@ class Checkpoints:
     if writable and distributed.first():
       # By ourselves, since orbax would do it in a thread that may outlive us.
       for left in self._directory.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(left)  # a write that was interrupted
+        # Of a write that was interrupted; of one that failed in this process,
+        # threads may not have ended, and the next start removes the rest.
+        shutil.rmtree(left, ignore_errors=True)
     distributed.wait("checkpoints are opened")
     self._manager = ocp.CheckpointManager(
       self._directory,
