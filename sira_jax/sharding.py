@@ -13,8 +13,7 @@ word goes over. So a model knows no mesh, and a run has one:
       state, _ = step(state, sharding.rows(batch))
 
 Without `use`, all of this does nothing, but that `rows` go to the first device.
-A Variable without `axes`, as those of models from elsewhere, is whole on every
-device.
+A Variable without `axes` is whole on every device.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,9 +119,8 @@ def layout(
   Raises:
     ValueError: as `mesh`, or an axis that it does not have.
   """
-  made = mesh(
-    data=data, fsdp=fsdp, tensor=tensor, slices=slices, devices=devices
-  )
+  sizes = dict(data=data, fsdp=fsdp, tensor=tensor, slices=slices)
+  made = mesh(**sizes, devices=devices)
   rules = {} if experts is None else {"experts": experts}
   _table(made, rules)
   return made, rules
