@@ -176,19 +176,15 @@ def plan(
   with sharding.use(mesh, rules):
     lowered = _lower(graph, optimizer, arguments, settings)
   begun = time.monotonic()
-  # The rest of what is not trained are seeds, a number a router.
-  base = nnx.filter_state(arguments[1], nnx.Param)
-  trees = (*arguments, base)
-  *sizes, weights = (
-    sum(map(_device_bytes, jax.tree.leaves(tree))) for tree in trees
-  )
+  base = nnx.filter_state(arguments[1], nnx.Param)  # all but layers' seeds
+  sizes = [_bytes(tree) for tree in arguments]
   known = dict(
     device=_kind(mesh),
     mesh=dict(mesh.shape),
     frozen=_numbers(base),
     trained=_numbers(state.trainable),
     training=sizes[0],
-    weights=weights,
+    weights=_bytes(base),
     batch=sizes[2],
     limit=_limit(mesh, limit),
   )
@@ -321,6 +317,10 @@ def _shapes(tree, shardings):
 def _device_bytes(shape):
   own = shape.sharding.shard_shape(shape.shape)
   return math.prod(own) * shape.dtype.itemsize
+
+
+def _bytes(tree):
+  return sum(map(_device_bytes, jax.tree.leaves(tree)))
 
 
 def _numbers(tree):

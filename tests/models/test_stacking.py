@@ -107,9 +107,29 @@ def test_blocks_of_a_kind_are_one_loop(path, expected):
   assert loops == expected
 
 
+def test_settings_set_blocks_apart():
+  """Variables alike, and yet other experts: two loops of two."""
+  found = []
+  for scan in (False, True):
+    model = decoder.Decoder(CONFIG, rngs=nnx.Rngs(0), scan=scan)
+    rules = [
+      surgery.Rule(
+        rf"layers\.[{numbers}]\.mlp\.down_proj",
+        dataclasses.replace(SIRA, router=dataclasses.replace(SIRA.router, k=k)),
+      )
+      for numbers, k in (("01", 1), ("23", 2))
+    ]
+    surgery.adapt(model, rules, rngs=nnx.Rngs(1))
+    tiny.randomize(model)
+    found.append(gradients(model))
+  (one, _), (other, loops) = found
+  assert_near(one, other)
+  assert loops == [2, 2, 2, 2]
+
+
 def test_second_pass_reads_its_own_segments():
-  """No tracer of the air is left in what JAX keeps of a loop."""
-  model = adapted(scan=True)
+  """A loop of one pass is not taken again for another."""
+  model = adapted(scan=True, remat=True)
   tokens = tiny.batch()["decoder_input_tokens"]
   model.eval()
 
