@@ -19,7 +19,6 @@ from sira_jax.training import optimizers
 
 TINY = llama3_8b.TINY | {
   "base.uri": "hf://google/flan-t5-small",
-  "base.scan": False,
   "batches.targets_length": 96,
 }
 
@@ -30,7 +29,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     raise ValueError(f"Unknown argument {argument!r}; there is tiny, or none.")
   config = llama3_8b.get_config()
   config.base.uri = "hf://google/flan-t5-xxl"
-  config.base.scan = False
   config.rules = dict(
     attention=configuration.rule(
       r".*\.(cross_)?attention\.[qkvo]", "sira", experts=16, rank=4, k=4

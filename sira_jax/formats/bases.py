@@ -46,14 +46,14 @@ def load(
     dtype: of the loaded weights.
     remat: recompute each block in the backward pass instead of keeping its
       activations: less memory, a third more compute.
-    scan: run a decoder's equal blocks as a loop, which compiles sooner.
+    scan: run equal blocks as a loop, which compiles sooner on accelerators.
 
   Raises:
     ValueError: it cannot be had, is of a format we do not read, or does not
       hold exactly the tensors that its own description calls for.
   """
   path = _path(uri, sha256, dtype)
-  made = {"dtype": jnp.dtype(dtype), "remat": remat}
+  made = {"dtype": jnp.dtype(dtype), "remat": remat, "scan": scan}
   if path.is_dir():
     base = Base(
       uri=uri,
@@ -70,7 +70,6 @@ def load(
       eos_id=gguf_tokenizer.special_tokens(path).eos_id,
       fingerprint=gguf.fingerprint(path),
     )
-  _scan(base.model, scan)
   ids = base.tokenizer.get_vocab_size()
   rows = base.model.config.vocabulary_size
   if ids > rows:
@@ -98,18 +97,7 @@ def shapes(
   """
   path = _path(uri, sha256, dtype)
   read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
-  model = read(path, dtype=jnp.dtype(dtype), remat=remat)
-  _scan(model, scan)
-  return model
-
-
-def _scan(model, scan):
-  if scan and not hasattr(model, "scan"):
-    raise ValueError(
-      f"base.scan is for decoders; a {type(model).__name__} has no loop."
-    )
-  if scan:
-    model.scan = True
+  return read(path, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
 
 
 def _path(uri, sha256, dtype):

@@ -99,21 +99,23 @@ def read_config(path: PathLike) -> decoder.DecoderConfig:
 
 
 def decoder_shapes(
-  path: PathLike, *, dtype=jnp.float32, remat: bool = False
+  path: PathLike, *, dtype=jnp.float32, **settings: bool
 ) -> decoder.Decoder:
-  """The decoder in the file, its shapes alone.
+  """The decoder in the file, its shapes alone; `settings` are `Decoder`'s.
 
   Raises:
     ValueError: as `read_config`.
   """
-  graph, parameters = _skeleton(read_config(path), dtype, remat)
+  graph, parameters = _skeleton(read_config(path), dtype, **settings)
   return nnx.merge(graph, nnx.from_flat_state(parameters))
 
 
 def load_decoder(
-  path: PathLike, *, dtype=jnp.float32, remat: bool = False
+  path: PathLike, *, dtype=jnp.float32, **settings: bool
 ) -> decoder.Decoder:
   """The decoder in the file, its weights dequantised to `dtype`.
+
+  `settings` are `Decoder`'s: remat, scan.
 
   Raises:
     ValueError: as `read_config`; or one that lists every tensor that is
@@ -128,7 +130,7 @@ def load_decoder(
       f"{path}: its tensors are not those of {config}:\n  "
       + "\n  ".join(problems)
     )
-  graph, parameters = _skeleton(config, dtype, remat)
+  graph, parameters = _skeleton(config, dtype, **settings)
   heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
   names = {".".join(map(str, at)): _gguf_name(at) for at in parameters}
 
@@ -207,13 +209,11 @@ def _check_blocks(path, config, tensors):
     )
 
 
-def _skeleton(config, dtype=jnp.float32, remat=False):
+def _skeleton(config, dtype=jnp.float32, **settings):
   """A decoder's graph, and its parameters' shapes by path."""
   graph, state = nnx.split(
     nnx.eval_shape(
-      lambda: decoder.Decoder(
-        config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat
-      )
+      lambda: decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype, **settings)
     )
   )
   return graph, dict(nnx.to_flat_state(state))

@@ -106,11 +106,12 @@ _LAYOUTS = {
 
 
 def load_model(
-  folder: pathlib.Path, *, dtype=jnp.float32, remat: bool = False
+  folder: pathlib.Path, *, dtype=jnp.float32, **settings: bool
 ) -> nnx.Module:
   """The model in the folder, its weights cast to `dtype`.
 
-  Where a mesh is in use, they are born on it.
+  Where a mesh is in use, they are born on it. `settings` are the model's:
+  remat, scan.
 
   Raises:
     ValueError: a config that we do not implement; or one that lists every
@@ -121,7 +122,7 @@ def load_model(
   config = _config(folder, tensors)
   layout = _LAYOUTS[type(config)]
   _check_blocks(folder, config, tensors)
-  graph, shapes = nnx.split(_shapes(config, dtype=dtype, remat=remat))
+  graph, shapes = nnx.split(_shapes(config, dtype=dtype, **settings))
   copies = layout.copies + (HEAD,) * config.tied_embeddings
   if layout.table not in tensors:
     # Of a table that has several names, a file may have any.
@@ -149,9 +150,11 @@ def load_model(
 
 
 def model_shapes(
-  folder: pathlib.Path, *, dtype=jnp.float32, remat: bool = False
+  folder: pathlib.Path, *, dtype=jnp.float32, **settings: bool
 ) -> nnx.Module:
   """The model in the folder, its shapes alone, by its config.json.
+
+  `settings` are the model's: remat, scan.
 
   Where there are no weights, a T5 is taken to have a last layer of its own
   unless its config ties it; see `huggingface_config.read`.
@@ -163,7 +166,7 @@ def model_shapes(
     config = _config(folder, safetensors_file.read_folder(folder))
   else:
     config = huggingface_config.read(folder, own_head=False)
-  return _shapes(config, dtype=dtype, remat=remat)
+  return _shapes(config, dtype=dtype, **settings)
 
 
 def tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:

@@ -46,7 +46,8 @@ class T5(nnx.Module):
 
   `dtype` is that of the parameters; the computation follows it, but for
   norms, biases, softmax and logits, which are float32. `remat` recomputes each
-  block in the backward pass instead of keeping its inside.
+  block in the backward pass instead of keeping its inside. `scan` runs equal
+  blocks as a loop; see `stacking`.
 
   Made under `nnx.eval_shape` it holds shapes only, for a loader to fill.
   """
@@ -67,8 +68,10 @@ class T5(nnx.Module):
     rngs: nnx.Rngs,
     dtype=jnp.float32,
     remat: bool = False,
+    scan: bool = False,
   ):
     self.config = config
+    self.scan = scan
     made = {"rngs": rngs, "dtype": dtype}
     sizes = (config.d_model, config.vocabulary_size)
     self.shared = layers.embedding(*sizes[::-1], **made)
@@ -140,6 +143,7 @@ class T5(nnx.Module):
         View(decoder_positions, causal),
         decoder_positions,
         crosses=[cross] * len(self.decoder.blocks),
+        scan=self.scan,
       )[0]
 
   def logits(
@@ -232,7 +236,10 @@ class T5(nnx.Module):
       mask = segments.ids[:, :, None] == segments.ids[:, None, :]
     with ambient.SEGMENTS(segments):
       return self.encoder(
-        layers.look_up(self.shared, tokens), View(positions, mask), positions
+        layers.look_up(self.shared, tokens),
+        View(positions, mask),
+        positions,
+        scan=self.scan,
       )[0]
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient, sharding
-from sira_jax.models import layers, relative
+from sira_jax.models import layers, relative, stacking
 
 ACTIVATIONS = {
   "relu": jax.nn.relu,
@@ -260,6 +260,7 @@ class Stack(nnx.Module):
     *,
     crosses=None,
     pasts=None,
+    scan: bool = False,
   ):
     """Normed hidden states, and every block's keys and values.
 
@@ -269,7 +270,12 @@ class Stack(nnx.Module):
       slots: the positions of what is seen.
       crosses: a block's `cross`, for each; None in the encoder.
       pasts: a block's `past`, for each; None without a cache.
+      scan: run equal blocks as a loop, which keeps no keys and values, and
+        takes the same cross for all.
     """
+    if scan:
+      cross = crosses[0] if crosses else None
+      return self.norm(self._loop(x, view, slots, cross)), None
     none = [None] * len(self.blocks)
     kept = []
     for block, cross, past in zip(
@@ -283,6 +289,22 @@ class Stack(nnx.Module):
       x, own = run(block, x, view)
       kept.append(own)
     return self.norm(x), kept
+
+  def _loop(self, x, view, slots, cross):
+    """x after all blocks; a block without a bias of its own has the first's."""
+
+    def biased(block):
+      table = block.attention.position_bias
+      return view._replace(bias=table(view.positions, slots))
+
+    shared, run = biased(self.blocks[0]), _runs(cross, None)
+    run = nnx.remat(run, prevent_cse=False) if self.remat else run
+
+    def one(block, x):
+      own = block.attention.position_bias is not None
+      return run(block, x, biased(block) if own else shared)[0]
+
+    return stacking.run(one, self.blocks, x)
 
 
 def _runs(cross, past):

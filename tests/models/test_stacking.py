@@ -13,9 +13,9 @@ import pytest
 from sira_jax import ambient, sharding
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import RoutingRecord, Trainable
-from sira_jax.models import decoder, stacking
+from sira_jax.models import decoder, stacking, t5
 from sira_jax.training import step as training
-from tests import tiny
+from tests import tiny, tiny_t5
 
 CONFIG = dataclasses.replace(
   tiny.CONFIG, layers=4, heads=8, kv_heads=8, head_dim=4
@@ -29,12 +29,17 @@ EVERY = r"layers\.\d+\.(self_attn\.q|mlp\.down)_proj"
 def adapted(path=EVERY, factory=SIRA, **settings):
   model = decoder.Decoder(CONFIG, rngs=nnx.Rngs(0), **settings)
   surgery.adapt(model, [surgery.Rule(path, factory)], rngs=nnx.Rngs(1))
+  small(model)
+  model.train()
+  return model
+
+
+def small(model):
+  """As if trained a little."""
   tiny.randomize(model)
   for _, module in nnx.iter_modules(model):
     if isinstance(module, surgery.Adapted):
       module.adapter.B[...] = 0.1 * module.adapter.B[...]
-  model.train()
-  return model
 
 
 def gradients(model):
@@ -190,3 +195,36 @@ def test_stacked_variables_live_where_each_does():
     kernel = jax.tree.map(lambda k: jnp.stack([k, k, k]), layer.kernel)
     placed = jax.jit(stacking._placed)(kernel).get_value()
   assert placed.sharding.shard_shape(placed.shape) == (3, 4, 16)
+
+
+@pytest.mark.parametrize("by_layer, loops", [(False, [2, 2]), (True, [3, 3])])
+def test_an_encoder_decoder(by_layer, loops):
+  """The first block's bias serves those that have none of their own."""
+  config = dataclasses.replace(
+    tiny_t5.CONFIG,
+    encoder_layers=3,
+    decoder_layers=3,
+    bias_by_layer=by_layer,
+  )
+  batch = tiny_t5.batch()
+  found = []
+  for scan in (False, True):
+    model = t5.T5(config, rngs=nnx.Rngs(0), scan=scan)
+    tiny_t5.adapt(model, "sira", experts=4, rank=2, k=2)
+    small(model)
+    graph, trainable, rest = nnx.split(model, Trainable, ...)
+
+    def loss(trainable, graph=graph, rest=rest):
+      merged = nnx.merge(graph, trainable, rest, copy=True)
+      with ambient.DROPOUT_KEY(jax.random.key(0)):
+        return training.batch_loss(merged, batch)
+
+    gradient = jax.grad(loss, has_aux=True)
+    found.append(jax.jit(gradient)(trainable))
+    equations = jax.make_jaxpr(gradient)(trainable).jaxpr.eqns
+    names = [
+      e.params["length"] for e in equations if e.primitive.name == "scan"
+    ]
+    # Others are the loss's; the encoder's loop and the decoder's, both ways.
+    assert [n for n in names if n in loops] == (2 * loops if scan else [])
+  assert_near(*found)
