@@ -218,7 +218,7 @@ def test_a_model_without_axes_is_whole():
   surgery.adapt(model, [surgery.Rule("0", factory)], rngs=nnx.Rngs(0))
   mesh = sharding.mesh(fsdp=8)
   placed = sharding.of(nnx.state(model), mesh)
-  assert len(jax.tree.leaves(placed)) == 5
+  assert len(jax.tree.leaves(placed)) == 6
   assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
 
 
@@ -276,7 +276,7 @@ def test_nothing_is_born_whole(optimizer):
     array = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
     assert array.sharding.mesh == mesh
     assert len(array.addressable_shards) == 8
-    axes = isinstance(leaf, nnx.Variable) and leaf.get_metadata("axes")
+    axes = isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("axes")
     if axes and len(axes) == array.ndim and array.size > 1:
       sharded += 1
       for shard in array.addressable_shards:

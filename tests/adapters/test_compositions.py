@@ -11,6 +11,7 @@ import pytest
 from sira_jax import ambient
 from sira_jax.adapters import adamix, execution, methods, rescaling, surgery
 from sira_jax.adapters.adapter import Adapter
+from sira_jax.adapters.variables import Seed
 from sira_jax.training import step as training
 from tests import tiny
 from tests.adapters.test_methods import SIRA, by_path, logits
@@ -24,13 +25,13 @@ def term(factory, a, b, kernel=None):
   adapter.A[...], adapter.B[...] = a, b
   if kernel is not None:
     adapter.router.kernel[...] = kernel
-  graph, state = nnx.split(adapter)
+  graph, seeds, state = nnx.split(adapter, Seed, ...)
 
   @jax.jit
   def value_and_gradient(state, x):
     def loss(state, x):
       with ambient.DROPOUT_KEY(jax.random.key(5)):
-        y = nnx.merge(graph, state)(x, None)
+        y = nnx.merge(graph, seeds, state)(x, None)
       return (y * slope).sum(), y
 
     (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(state, x)
@@ -49,14 +50,15 @@ def arrays(experts):
 def test_executions_agree():
   """With capacity and dropout that bind; see also test_execution.py."""
   a, b, kernel = arrays(4)
-  one, other = (
+  one, *others = (
     term(methods.sira(**SIRA, execution=name), a, b, kernel)
     for name in execution.EXECUTIONS
   )
-  assert one["router.kernel"].any()
-  for name, array in one.items():
-    close = 1e-5 * np.abs(array).max()
-    np.testing.assert_allclose(other[name], array, atol=close, err_msg=name)
+  assert one["router.kernel"].any() and len(others) == 3
+  for other in others:
+    for name, array in one.items():
+      close = 1e-5 * np.abs(array).max()
+      np.testing.assert_allclose(other[name], array, atol=close, err_msg=name)
 
 
 def test_sira_of_one_expert_is_lora():
