@@ -4,9 +4,9 @@
     python -m benchmarks.tpu_plans --shapes=8b --methods=lora,sira --layers=2
 
 Needs `pip install 'sira_jax[tpu]'` and no TPU: nothing is run, and no weight
-exists. Each row is a step of adapters on the attention projections of a decoder
-of random shapes, compiled by `sira_jax.plan`; it takes minutes, most of them in
-proportion to the layers. Rows are kept in OUT as they come; stop it whenever
+exists. Each row is a step of adapters on the attention projections of a model
+of a known one's shapes, its blocks in loops, compiled by `sira_jax.plan`; it
+takes minutes. Rows are kept in OUT as they come; stop it whenever
 you like, and the same command continues.
 """
 
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 
 from sira_jax import plan, sharding
 from sira_jax.adapters import methods, surgery
-from sira_jax.models import decoder
+from sira_jax.models import decoder, t5
 from sira_jax.training import optimizers
 
-SITES = r"layers\.\d+\.self_attn\.[qkvo]_proj"
+SITES = r".*(self_attn\.[qkvo]_proj|attention\.[qkvo])"
 _LLAMA_3 = dict(
   vocabulary_size=128256,
   kv_heads=8,
@@ -42,21 +42,38 @@ class Shape:
   """A base model on a slice, and its batch.
 
   Attributes:
-    config: of the decoder.
+    config: of the model.
     topology: see `plan.devices`.
     mesh: see `sharding.mesh`.
     rows: of a batch, on the whole mesh.
-    length: of a row.
+    length: of a row, or of an encoder's.
+    targets_length: of a decoder's row beside an encoder.
   """
 
-  config: decoder.DecoderConfig
+  config: decoder.DecoderConfig | t5.T5Config
   topology: str
   mesh: Mapping[str, int]
   rows: int
   length: int
+  targets_length: int | None = None
+
+  def of_layers(self, layers: int) -> "Shape":
+    """The same with fewer layers, on each side."""
+    names = ["layers"]
+    if isinstance(self.config, t5.T5Config):
+      names = ["encoder_layers", "decoder_layers"]
+    config = dataclasses.replace(self.config, **dict.fromkeys(names, layers))
+    return dataclasses.replace(self, config=config)
+
+  @property
+  def layers(self) -> int:
+    """Of each side."""
+    if isinstance(self.config, t5.T5Config):
+      return self.config.decoder_layers
+    return self.config.layers
 
 
-# Those of Llama 3's two models, each row of a batch on a chip of its own.
+# Llama 3's and T5 1.1's, each row of a batch on a chip of its own.
 SHAPES = {
   "8b": Shape(
     decoder.DecoderConfig(
@@ -76,6 +93,30 @@ SHAPES = {
     rows=256,
     length=2048,
   ),
+  "t5-xxl": Shape(
+    t5.T5Config(
+      vocabulary_size=32128,
+      encoder_layers=24,
+      decoder_layers=24,
+      d_model=4096,
+      heads=64,
+      head_dim=64,
+      d_ff=10240,
+      activation="gelu",
+      gated=True,
+      buckets=32,
+      max_distance=128,
+      bias_by_layer=False,
+      norm_epsilon=1e-6,
+      tied_embeddings=False,
+      scaled_logits=False,
+    ),
+    topology="v5e:4x4",
+    mesh=dict(data=1, fsdp=16, tensor=1),
+    rows=16,
+    length=1024,
+    targets_length=256,
+  ),
 }
 # What the table calls it -> the method and its settings.
 METHODS = {
@@ -86,17 +127,21 @@ METHODS = {
     "sira",
     dict(execution="dispatch", capacity=1024, priority="position"),
   ),
+  "sira-gather": (
+    "sira",
+    dict(execution="gather", capacity=1024, priority="position"),
+  ),
 }
 
 
 def compiled(shape: Shape, method: str) -> plan.Plan:
   """The plan of one row: bfloat16 base, float32 adapters, AdamW, remat."""
   name, settings = METHODS[method]
+  kind = t5.T5 if isinstance(shape.config, t5.T5Config) else decoder.Decoder
 
   def build():
-    model = decoder.Decoder(
-      shape.config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, remat=True
-    )
+    made = dict(rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    model = kind(shape.config, remat=True, scan=True, **made)
     rule = surgery.Rule(SITES, methods.create(name, **settings))
     surgery.adapt(model, [rule], rngs=nnx.Rngs(1))
     return model
@@ -105,7 +150,9 @@ def compiled(shape: Shape, method: str) -> plan.Plan:
   return plan.plan(
     nnx.eval_shape(build),
     optimizer,
-    batch=plan.batch(shape.rows, shape.length),
+    batch=plan.batch(
+      shape.rows, shape.length, targets_length=shape.targets_length
+    ),
     mesh=sharding.mesh(**shape.mesh, devices=plan.devices(shape.topology)),
     steps=1000,
   )
@@ -187,15 +234,13 @@ def main() -> None:
   given = parser.parse_args()
   wanted = []
   for name in given.shapes.split(","):
-    layers = [SHAPES[name].config.layers]
+    layers = [SHAPES[name].layers]
     if given.layers:
       layers = [int(number) for number in given.layers.split(",")]
     wanted += [(name, n, m) for n in layers for m in given.methods.split(",")]
 
   def compile(name, layers, method):
-    shape = SHAPES[name]
-    config = dataclasses.replace(shape.config, layers=layers)
-    return compiled(dataclasses.replace(shape, config=config), method)
+    return compiled(SHAPES[name].of_layers(layers), method)
 
   print(table(fill(wanted, given.out, compile)))
 
