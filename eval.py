@@ -21,10 +21,14 @@ from sira_jax import (
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Of the run.")
 _FSDP = flags.DEFINE_integer(
-  "fsdp", None, "Instead of the run's config.mesh.fsdp, for other devices."
+  "fsdp",
+  None,
+  "Instead of the run's config.mesh.fsdp; data then has all that is left.",
 )
 _TENSOR = flags.DEFINE_integer(
-  "tensor", None, "Instead of the run's config.mesh.tensor, for other devices."
+  "tensor",
+  None,
+  "Instead of the run's config.mesh.tensor; data then has all that is left.",
 )
 distributed.define_flags()
 
@@ -36,8 +40,10 @@ def main(argv):
   with process.user_errors():
     process.refuse_arguments(argv)
     config = runs.load_config(workdir)
-    if _FSDP.value or _TENSOR.value:
-      config.mesh = dict(fsdp=_FSDP.value or 1, tensor=_TENSOR.value or 1)
+    given = {"fsdp": _FSDP.value, "tensor": _TENSOR.value}
+    given = {name: size for name, size in given.items() if size}
+    if given:
+      config.mesh.update(data=-1, slices=1, **given)
     validation.check(config)
     mesh, rules = assembly.layout(config)
   with sharding.use(mesh, rules):

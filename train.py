@@ -169,7 +169,9 @@ def restore(run, config, workdir, stage) -> training.TrainState | None:
       state,
       base=run.base.fingerprint,
       data=run.data,
-      logged=runs.logged(folder / "metrics.jsonl"),
+      logged=int(
+        distributed.agreed(str(runs.logged(folder / "metrics.jsonl")))
+      ),
     )
   print(f"Continuing at step {int(found.step)} of {stage.steps}.")
   return found
@@ -189,8 +191,6 @@ def keep_allocation(run, workdir) -> None:
 def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
   """The scores before training: those given, or computed once in a run."""
   file = workdir / "before.json"
-  if text is not None:
-    runs.write(file, text)
 
   def read(text):
     found = evaluation.loads(text)
@@ -199,6 +199,9 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
       raise ValueError("it has not the scores of this run's evaluation sets")
     return found
 
+  if text is not None:
+    runs.write(file, text)
+    return read(text)
   results = runs.load(file, read)
   if results is None:
     print("\nEvaluating before training ...", flush=True)
@@ -216,6 +219,7 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
     return state
   total, every = stage.steps, config.training.checkpoint_every
   action = config.training.nonfinite
+  earlier = sum(one.steps for one in run.stages[: stage.number])
   optimizer, schedule = assembly.optimizer(config, stage)
   step = training.make(
     run.base.model,
@@ -258,7 +262,7 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
           saved.save(before, step=number - 1, meta=meta)
           raise stop
       # Once, for a signal may arrive between the two questions.
-      stopped = distributed.stopping(signals, number)
+      stopped = distributed.stopping(signals, earlier + number)
       if number % every == 0 or number == total or stopped:
         log.sync()  # a checkpoint never is on the disk before its metrics
         saved.save(state, step=number, meta=meta)

@@ -20,7 +20,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from sira_jax import plan, sharding
+from sira_jax import meshes, plan
 from sira_jax.adapters import methods, surgery
 from sira_jax.models import decoder, t5
 from sira_jax.training import optimizers
@@ -44,7 +44,7 @@ class Shape:
   Attributes:
     config: of the model.
     topology: see `plan.devices`.
-    mesh: see `sharding.mesh`.
+    mesh: see `meshes.mesh`.
     rows: of a batch, on the whole mesh.
     length: of a row, or of an encoder's.
     targets_length: of a decoder's row beside an encoder.
@@ -153,7 +153,7 @@ def compiled(shape: Shape, method: str) -> plan.Plan:
     batch=plan.batch(
       shape.rows, shape.length, targets_length=shape.targets_length
     ),
-    mesh=sharding.mesh(**shape.mesh, devices=plan.devices(shape.topology)),
+    mesh=meshes.mesh(**shape.mesh, devices=plan.devices(shape.topology)),
     steps=1000,
   )
 

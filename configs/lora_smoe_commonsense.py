@@ -21,7 +21,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import quickstart
-from sira_jax import configuration, expert_budget
+from sira_jax import configuration, expert_budget, sharding
 
 BATCH = 128
 # 3 epochs of 15,000 examples, by the name of their file.
@@ -92,7 +92,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.training = dict(
     steps=STEPS, checkpoint_every=50, microbatches=1, nonfinite="stop"
   )
-  config.mesh = quickstart.get_config().mesh
+  config.mesh = configuration.group(sharding.layout, given=("devices",))
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":

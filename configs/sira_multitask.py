@@ -23,7 +23,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import quickstart
-from sira_jax import configuration
+from sira_jax import configuration, sharding
 from sira_jax.training import optimizers
 
 TINY = {
@@ -91,7 +91,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     microbatches=1,
     nonfinite="stop",
   )
-  config.mesh = quickstart.get_config().mesh
+  config.mesh = configuration.group(sharding.layout, given=("devices",))
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":

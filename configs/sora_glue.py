@@ -20,7 +20,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import quickstart
-from sira_jax import configuration
+from sira_jax import configuration, sharding
 from sira_jax.training import sparsifying
 
 # RTE's 2,490 examples in batches of 32.
@@ -98,7 +98,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.training = dict(
     steps=STEPS, checkpoint_every=500, microbatches=1, nonfinite="stop"
   )
-  config.mesh = quickstart.get_config().mesh
+  config.mesh = configuration.group(sharding.layout, given=("devices",))
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":

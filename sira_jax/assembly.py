@@ -99,6 +99,14 @@ def _lengths(config):
   )
 
 
+def _check_length(config, limit):
+  if config.batches.length > limit:
+    raise ValueError(
+      f"config.batches.length ({config.batches.length}) must be within the"
+      f" model's context of {limit} tokens."
+    )
+
+
 def _has_encoder(model, config) -> bool:
   """Whether it is an encoder-decoder, and the config knows it.
 
@@ -163,11 +171,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   sharding.place(base.model)
   encoder = _has_encoder(base.model, config)
   limit = base.model.max_length
-  if config.batches.length > limit:
-    raise ValueError(
-      f"config.batches.length ({config.batches.length}) must be within the"
-      f" model's context of {limit} tokens."
-    )
+  _check_length(config, limit)
   vocabulary = vocabularies.TokenizerVocabulary(base.tokenizer, base.eos_id)
   settings = config.mixture.to_dict()
   mixture = mixtures.build(vocabulary, **settings)
@@ -228,9 +232,11 @@ def plan(
     surgery.adapt(model, adapters, rngs=nnx.Rngs(config.seed))
     return model
 
-  batches = config.batches
+  batches, model = config.batches, nnx.eval_shape(build)
+  _has_encoder(model, config)
+  _check_length(config, model.max_length)
   return plans.plan(
-    nnx.eval_shape(build),
+    model,
     optimizer(config, stage)[0],
     batch=plans.batch(
       batches.batch_size, **_lengths(config), packed=batches.pack
@@ -267,10 +273,15 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {line}" for line in lengths.table(rows).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
-      f" {jax.device_count()} {jax.devices()[0].platform} device(s): "
-      + ", ".join(f"{k} {v}" for k, v in layout(config)[0].shape.items()),
+      f" {_devices(layout(config)[0])}",
     ]
   )
+
+
+def _devices(mesh):
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  kind = mesh.devices.flat[0].platform
+  return f"{mesh.size} of {jax.device_count()} {kind} device(s): {axes}"
 
 
 def _site_lines(sites):

@@ -158,12 +158,16 @@ class Checkpoints:
         meta = self._meta(step)
         _check_hashes(meta, hashes)
         self._check_kinds(step, meta, items)
-        found = self._read(step, items, meta)
+        found = self._read(step, items)
       except _Damaged as error:
         found, damaged[step] = None, str(error)
       # A process reads the parts of its devices, and others may be damaged.
       if not distributed.everywhere(found is not None):
         damaged.setdefault(step, "another process cannot read its part")
+        continue
+      wrong = _wrong(found, meta)  # the same on all, for all take part in sums
+      if wrong:
+        damaged[step] = f"{wrong} does not have its checksum"
       else:
         self._set_aside(damaged, step)
         return step, found
@@ -226,7 +230,7 @@ class Checkpoints:
           f" adapters of this config: {path} is {one} there, and {other} here."
         )
 
-  def _read(self, step, items, meta):
+  def _read(self, step, items):
     args = {
       name: ocp.args.StandardRestore(_abstract(tree))
       for name, tree in items.items()
@@ -239,10 +243,15 @@ class Checkpoints:
         )[name]
     if args.pop("data") != {"batches": step}:
       raise _Damaged("its data is not of its step")
-    for path, text in checksums.of(args).items():
-      if meta["arrays"][path] != text:
-        raise _Damaged(f"{path} does not have its checksum")
     return args
+
+
+def _wrong(found, meta):
+  """The path of an array that is not what was saved; None if all are."""
+  sums = checksums.of(found)
+  return next(
+    (p for p, text in sums.items() if meta["arrays"][p] != text), None
+  )
 
 
 class _Damaged(Exception):

@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-# Seconds until the others of a process that has died or hangs are ended.
+# Seconds until the others of a process that has died or is frozen are ended.
 PATIENCE = 60
 # Letters of what the first process tells the others.
 _MESSAGE = 4096
@@ -47,9 +47,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def join() -> None:
   """Joins the other processes of this run, if flags speak of any.
 
-  Before anything else of JAX. A process that dies or hangs ends the others
-  within `PATIENCE` seconds; all of them, started again, go on from the last
-  checkpoint.
+  Before anything else of JAX. A process that dies, or is frozen, ends the
+  others within `PATIENCE` seconds; all of them, started again, go on from the
+  last checkpoint.
 
   Raises:
     ValueError: flags that do not go together, or nothing that tells of the
@@ -151,7 +151,7 @@ def stopping(received: Sequence[signal.Signals], step: int) -> bool:
 
   Args:
     received: signals of this process alone.
-    step: the one just taken.
+    step: the one just taken, counted over all of the run.
   """
   if not several():
     return bool(received)

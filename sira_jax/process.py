@@ -90,6 +90,11 @@ def together(main: Callable[[Sequence[str]], None]) -> Callable:
           print(end.code, file=sys.stderr)
         distributed.leave(end.code if isinstance(end.code, int) else 1)
       raise
+    except KeyboardInterrupt:
+      if distributed.several():
+        print("\nStopped at once.", file=sys.stderr)
+        distributed.leave(STOPPED)
+      raise
     except Exception:
       if distributed.several():
         traceback.print_exc()

@@ -5,7 +5,7 @@ A parameter names its axes where it is made, by the words of `RULES` (metadata
 `axes=("d", "f")` of its Variable); the table says which axis of the mesh each
 word goes over. So a model knows no mesh, and a run has one:
 
-    with sharding.use(sharding.mesh(fsdp=4, tensor=2)):
+    with sharding.use(meshes.mesh(fsdp=4, tensor=2)):
       sharding.place(model)          # the base, slice by slice
       adapt(model, rules, ...)       # adapters, born in their slices
       state = training.init(...)     # the optimizer's arrays too
@@ -24,15 +24,15 @@ from typing import Any, TypeVar
 
 from flax import nnx
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+from sira_jax import meshes
 
 T = TypeVar("T")
 # A word of the table -> the mesh axis or axes that it goes over.
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-AXES = ("data", "fsdp", "tensor")
 # A mesh axis divides one dimension of an array. Where two words of an array
 # want the same one, the word that is first here has it: experts, if they are to
 # live apart, before a layer's own dimensions.
@@ -54,53 +54,6 @@ RULES: Rules = {
 _current = jax.make_user_context(default_value=None)
 
 
-def mesh(
-  *,
-  data: int = -1,
-  fsdp: int = 1,
-  tensor: int = 1,
-  slices: int = 1,
-  devices: Sequence[jax.Device] | None = None,
-) -> Mesh:
-  """A mesh of the axes `AXES`.
-
-  Args:
-    data: devices over which rows go and parameters do not.
-    fsdp: devices over which both rows and parameters go.
-    tensor: devices over which heads and inner features go; between them each
-      layer communicates, so let them be near.
-    slices: groups of devices with a slow network between them, which `data`
-      alone goes over: TPU slices, or else processes.
-    devices: all there are by default.
-
-  One of the three sizes may be -1: whatever is left.
-
-  Raises:
-    ValueError: sizes that do not make up the number of devices, or slices that
-      do not divide them.
-  """
-  devices = jax.devices() if devices is None else list(devices)
-  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
-  open_axes = [name for name, size in sizes.items() if size == -1]
-  known = math.prod(size for size in sizes.values() if size != -1)
-  if len(open_axes) == 1 and known > 0:
-    sizes[open_axes[0]] = len(devices) // known
-  shape = tuple(sizes.values())
-  if min(shape) < 1 or math.prod(shape) != len(devices):
-    asked = " x ".join(f"{k}={v}" for k, v in sizes.items())
-    raise ValueError(
-      f"The mesh {asked} must have as many places as there are devices,"
-      f" {len(devices)}. Give sizes whose product is {len(devices)}; one of"
-      " them may be -1, for whatever is left."
-    )
-  if slices == 1:
-    places = mesh_utils.create_device_mesh(shape, devices=devices)
-  else:
-    places = _over_slices(shape, slices, devices)
-  # Said, because the default of jax.make_mesh is Explicit.
-  return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
 def layout(
   *,
   data: int = -1,
@@ -112,38 +65,23 @@ def layout(
 ) -> tuple[Mesh, Rules]:
   """A mesh and the rules on it: what `use` takes, and a config has.
 
-  Args as of `mesh`, and:
+  Args as of `meshes.mesh`, and:
     experts: the axis that experts go over, so that each device has some of
       them and execution="dispatch" sends them their tokens; None for none.
 
+  Sizes without a -1 take so many of a process's devices, and leave the others.
+
   Raises:
-    ValueError: as `mesh`, or an axis that it does not have.
+    ValueError: as `meshes.mesh`, or an axis that it does not have.
   """
-  sizes = dict(data=data, fsdp=fsdp, tensor=tensor, slices=slices)
-  made = mesh(**sizes, devices=devices)
+  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+  wanted = math.prod(sizes.values())
+  if devices is None and -1 not in sizes.values() and jax.process_count() == 1:
+    devices = jax.devices()[: max(wanted, 1)]
+  made = meshes.mesh(**sizes, slices=slices, devices=devices)
   rules = {} if experts is None else {"experts": experts}
   _table(made, rules)
   return made, rules
-
-
-def _over_slices(shape, slices, devices):
-  # Processes of a CPU tell of one slice, which all of them are.
-  found = {
-    name: len({getattr(device, name, 0) for device in devices})
-    for name in ("slice_index", "process_index")
-  }
-  if slices not in found.values() or shape[0] % slices:
-    raise ValueError(
-      f"slices={slices} must divide data={shape[0]}, and be the number of the"
-      f" devices' slices, {found['slice_index']}, or processes,"
-      f" {found['process_index']}."
-    )
-  return mesh_utils.create_hybrid_device_mesh(
-    (shape[0] // slices, *shape[1:]),
-    (slices, 1, 1),
-    devices=devices,
-    process_is_granule=found["slice_index"] != slices,
-  )
 
 
 @contextlib.contextmanager
@@ -151,7 +89,7 @@ def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[None]:
   """Everything inside the `with` lives on this mesh.
 
   Args:
-    mesh: see `mesh`.
+    mesh: see `meshes.mesh`.
     rules: instead of the table's, such as {"experts": "data"} for experts
       that live apart; only for words that the table has.
 
@@ -166,6 +104,13 @@ def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[None]:
 def in_use() -> bool:
   """Whether a mesh is in use."""
   return _current.value is not None
+
+
+def platform() -> str:
+  """What programs are for: "cpu", "gpu" or "tpu"."""
+  if _current.value is None:
+    return jax.default_backend()
+  return _current.value[0].devices.flat[0].platform
 
 
 def of(tree: T, mesh: Mesh, *, rules: Rules | None = None) -> T:

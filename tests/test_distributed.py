@@ -114,7 +114,7 @@ def whole(tmp_path_factory, arguments):
 
 def test_one_of_them_speaks_and_writes(whole):
   assert f"step {STEPS}/{STEPS}  loss" in whole.texts[0]
-  assert "8 cpu device(s): data 4, fsdp 2, tensor 1" in whole.texts[0]
+  assert "8 of 8 cpu device(s): data 4, fsdp 2, tensor 1" in whole.texts[0]
   assert "step" not in whole.texts[1] and "error" not in whole.texts[1]
   lines = (whole.workdir / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == list(

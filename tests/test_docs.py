@@ -14,7 +14,7 @@ from ml_collections import config_flags
 import pytest
 
 import sira_jax
-from sira_jax import configuration, distributed, validation
+from sira_jax import assembly, configuration, distributed, validation
 from sira_jax.adapters import methods
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -156,6 +156,7 @@ def test_commands_are_accepted(words, monkeypatch):
   distributed.define_flags(own)
   assert own(arguments) == ["train.py"]
   validation.check(own.config)
+  validation.check_rows(own.config, assembly.layout(own.config)[0])
 
 
 def section(page, title):

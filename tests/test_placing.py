@@ -6,20 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax import sharding
+from sira_jax import meshes, sharding
 from sira_jax.adapters import methods, surgery
 
 
 def test_a_number_goes_to_all():
-  with sharding.use(sharding.mesh()):
+  with sharding.use(meshes.mesh()):
     assert sharding.rows({"n": np.array(3)})["n"].is_fully_replicated
 
 
 def test_places():
   assert sharding.places() == 1
-  with sharding.use(sharding.mesh(fsdp=2, tensor=2)):
+  with sharding.use(meshes.mesh(fsdp=2, tensor=2)):
     assert sharding.places() == 4
-  with sharding.use(sharding.mesh(), {"batch": None}):
+  with sharding.use(meshes.mesh(), {"batch": None}):
     assert sharding.places() == 1
 
 
@@ -35,7 +35,7 @@ def test_variables_are_filled_in_their_slices():
 
   (found,) = jax.tree.leaves(sharding.filled(shapes, read))
   assert (found == array).all() and asked == ["w"]
-  with sharding.use(sharding.mesh(data=1, fsdp=4, tensor=2)):
+  with sharding.use(meshes.mesh(data=1, fsdp=4, tensor=2)):
     (found,) = jax.tree.leaves(sharding.filled(shapes, read))
   assert found.sharding.shard_shape((16, 4)) == (4, 2)
   np.testing.assert_array_equal(found, array)
@@ -51,5 +51,10 @@ def test_layout():
     a = model[0].adapter.A[...]
   assert a.sharding.shard_shape(a.shape) == (8, 1, 2)
   assert sharding.layout()[1] == {}
+  # So many were asked for, and no others.
+  few, _ = sharding.layout(data=2, tensor=2)
+  assert few.devices.shape == (2, 1, 2)
+  with pytest.raises(ValueError, match="data=9 x fsdp=1 x tensor=1"):
+    sharding.layout(data=9)
   with pytest.raises(ValueError, match="'experts' -> 'pipeline' names"):
     sharding.layout(experts="pipeline")

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from benchmarks import tpu_plans
-from sira_jax import collectives, plan, sharding
+from sira_jax import collectives, meshes, plan
 from sira_jax.adapters import methods
 from sira_jax.training import step as training
 from tests import tiny
@@ -25,7 +25,7 @@ def shapes(method="sira", **settings):
 
 
 def planned(model=None, *, mesh=None, rows=4, **settings):
-  mesh = mesh or sharding.mesh(devices=jax.devices()[:1])
+  mesh = mesh or meshes.mesh(devices=jax.devices()[:1])
   model = model or shapes(experts=4, k=2)
   batch = plan.batch(rows, tiny.LENGTH)
   return plan.plan(model, OPTIMIZER, batch=batch, mesh=mesh, **settings)
@@ -56,7 +56,7 @@ def test_a_mesh_divides_weights_and_rows():
   """The model may have numbers too."""
   model = tiny.adapted("sira", experts=4, k=2)
   state = training.init(model, OPTIMIZER, seed=0)
-  mesh = sharding.mesh(data=1, fsdp=4, devices=jax.devices()[:4])
+  mesh = meshes.mesh(data=1, fsdp=4, devices=jax.devices()[:4])
   found = planned(model, mesh=mesh)
   # Every array of the base has one d of 16, which goes over the four devices.
   assert found.weights * 4 == found.frozen * 4
@@ -87,7 +87,7 @@ class Matmul(nnx.Module):
 def test_flops_of_known_products():
   d, rows, length = 256, 8, 32
   model = nnx.eval_shape(lambda: Matmul(d, nnx.Rngs(0)))
-  mesh = sharding.mesh(devices=jax.devices()[:1])
+  mesh = meshes.mesh(devices=jax.devices()[:1])
   batch = plan.batch(rows, length)
   found = plan.plan(model, OPTIMIZER, batch=batch, mesh=mesh)
   # Forward x W0 and its product with W; backward the gradient of W alone.
@@ -202,7 +202,7 @@ def test_errors():
     planned(limit=0)
   with pytest.raises(ValueError, match="no Trainable"):
     planned(nnx.eval_shape(tiny.base))
-  mesh = sharding.mesh(fsdp=8)
+  mesh = meshes.mesh(fsdp=8)
   with pytest.raises(ValueError, match="decoder_input_tokens"):
     planned(mesh=mesh, rows=6)
 
@@ -270,7 +270,7 @@ def test_collectives():
 
 def test_collectives_of_a_program():
   """What this XLA writes is read: a loop of known turns, on eight devices."""
-  mesh = sharding.mesh(data=8)
+  mesh = meshes.mesh(data=8)
   spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -310,7 +310,7 @@ def test_no_such_topology(topology):
 @pytest.mark.parametrize("execution", ["rank_space", "dispatch"])
 def test_a_step_for_a_tpu(execution):
   chips = plan.devices("v5e:2x2")
-  mesh = sharding.mesh(data=1, fsdp=4, devices=chips)
+  mesh = meshes.mesh(data=1, fsdp=4, devices=chips)
   found = planned(shapes(experts=4, k=2, execution=execution), mesh=mesh)
   assert (len(chips), found.device) == (4, "TPU v5 lite")
   assert found.fits and found.limit == int(15.75 * 2**30)
@@ -320,7 +320,7 @@ def test_a_step_for_a_tpu(execution):
 
 @needs_libtpu
 def test_a_tpu_that_is_too_small():
-  mesh = sharding.mesh(devices=plan.devices("v5e:2x2")[:1])
+  mesh = meshes.mesh(devices=plan.devices("v5e:2x2")[:1])
   # Each of its two matrices, and each moment of the second, has 16 GiB.
   model = nnx.eval_shape(lambda: Matmul(2**16, nnx.Rngs(0)))
   found = planned(model, mesh=mesh)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from sira_jax import ambient, sharding
+from sira_jax import ambient, meshes, sharding
 from sira_jax.adapters import methods, pruning, surgery
 from sira_jax.adapters.variables import AdapterConstant, BaseParam, Trainable
 from sira_jax.models import decoder
@@ -53,7 +53,7 @@ def specs(state, mesh, **rules):
   ],
 )
 def test_mesh(sizes, shape):
-  mesh = sharding.mesh(**sizes)
+  mesh = meshes.mesh(**sizes)
   assert tuple(mesh.shape.items()) == tuple(
     zip(("data", "fsdp", "tensor"), shape, strict=True)
   )
@@ -62,7 +62,7 @@ def test_mesh(sizes, shape):
 
 
 def test_mesh_of_some_devices():
-  mesh = sharding.mesh(tensor=2, devices=jax.devices()[:4])
+  mesh = meshes.mesh(tensor=2, devices=jax.devices()[:4])
   assert mesh.devices.shape == (2, 1, 2)
 
 
@@ -78,7 +78,7 @@ def test_mesh_of_some_devices():
 )
 def test_a_mesh_that_does_not_fit(sizes, asked):
   with pytest.raises(ValueError, match=f"{asked} .* devices, 8.* may be -1"):
-    sharding.mesh(**sizes)
+    meshes.mesh(**sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +96,11 @@ class Device:
 def test_data_goes_over_slices(kind, monkeypatch):
   made = []
   monkeypatch.setattr(
-    sharding, "Mesh", lambda places, *args, **kwargs: made.append(places)
+    meshes, "Mesh", lambda places, *args, **kwargs: made.append(places)
   )
   # Not in their slices' order.
   devices = [Device(i, **{kind: i % 2}) for i in range(8)]
-  sharding.mesh(tensor=2, slices=2, devices=devices)
+  meshes.mesh(tensor=2, slices=2, devices=devices)
   (places,) = made
   assert places.shape == (4, 1, 2)
   index = np.vectorize(lambda device: getattr(device, kind))(places)
@@ -112,18 +112,18 @@ def test_slices_that_are_not_there():
   with pytest.raises(
     ValueError, match=r"slices=2 .* slices, 1, or processes, 1"
   ):
-    sharding.mesh(slices=2)
+    meshes.mesh(slices=2)
   devices = [Device(i, slice_index=i // 4) for i in range(8)]
   with pytest.raises(
     ValueError, match=r"slices=2 must divide data=1, .* slices, 2"
   ):
-    sharding.mesh(tensor=8, slices=2, devices=devices)
+    meshes.mesh(tensor=8, slices=2, devices=devices)
 
 
 def test_base_parameters():
   state = nnx.state(decoder.Decoder(CONFIG, rngs=nnx.Rngs(0)))
   columns, rows = P("fsdp", "tensor"), P("tensor", "fsdp")
-  assert specs(state, sharding.mesh(fsdp=2, tensor=2)) == {
+  assert specs(state, meshes.mesh(fsdp=2, tensor=2)) == {
     "embed_tokens.embedding": rows,
     "input_layernorm.scale": P("fsdp"),
     "mlp.down_proj.kernel": rows,
@@ -181,7 +181,7 @@ SETTINGS = {
 def test_adapters_follow_their_layer(method):
   model = adapted(method, **SETTINGS[method])
   state = nnx.state(model, nnx.Any(Trainable, AdapterConstant))
-  found = specs(state, sharding.mesh(fsdp=2, tensor=2))
+  found = specs(state, meshes.mesh(fsdp=2, tensor=2))
   assert found == WANTED[method]
 
 
@@ -191,7 +191,7 @@ def test_experts_may_live_apart(over):
   model = adapted("adamix", **SETTINGS["adamix"])
   found = specs(
     nnx.state(model, Trainable),
-    sharding.mesh(fsdp=2, tensor=2),
+    meshes.mesh(fsdp=2, tensor=2),
     rules={"experts": over},
   )
   d = BOTH if over == "data" else "fsdp"
@@ -205,7 +205,7 @@ def test_pruned_and_freed_parameters_keep_their_axes():
     if isinstance(module, surgery.Adapted):
       module.adapter.g[...] = module.adapter.g[...].at[0, 0].set(0.0)
   pruning.prune(model, fold=False)
-  mesh = sharding.mesh(fsdp=2, tensor=2)
+  mesh = meshes.mesh(fsdp=2, tensor=2)
   assert specs(nnx.state(model, Trainable), mesh) == WANTED["sora"]
   freed = adapted("full", path=r"layers\.0\.mlp\.up_proj")
   found = specs(nnx.state(freed, BaseParam), mesh)
@@ -216,7 +216,7 @@ def test_a_model_without_axes_is_whole():
   model = nnx.List([nnx.Linear(8, 6, rngs=nnx.Rngs(0))])
   factory = methods.create("molora", experts=2, rank=3)
   surgery.adapt(model, [surgery.Rule("0", factory)], rngs=nnx.Rngs(0))
-  mesh = sharding.mesh(fsdp=8)
+  mesh = meshes.mesh(fsdp=8)
   placed = sharding.of(nnx.state(model), mesh)
   assert len(jax.tree.leaves(placed)) == 6
   assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
@@ -233,7 +233,7 @@ def test_a_model_without_axes_is_whole():
 def test_a_parameter_that_does_not_fit(axes, shape, message):
   state = nnx.State({"inner": {"w": nnx.Param(jnp.zeros(shape), axes=axes)}})
   with pytest.raises(ValueError, match=f"inner.{message}"):
-    sharding.of(state, sharding.mesh(tensor=8))
+    sharding.of(state, meshes.mesh(tensor=8))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_parameter_that_does_not_fit(axes, shape, message):
   ],
 )
 def test_rules_that_cannot_be(rules, message):
-  mesh = sharding.mesh()
+  mesh = meshes.mesh()
   with pytest.raises(ValueError, match=message), sharding.use(mesh, rules):
     pass
   with pytest.raises(ValueError, match=message):
@@ -258,7 +258,7 @@ def test_rules_that_cannot_be(rules, message):
 )
 def test_nothing_is_born_whole(optimizer):
   """Of everything with a d or an f, each device has an eighth."""
-  mesh = sharding.mesh(data=1, fsdp=8)
+  mesh = meshes.mesh(data=1, fsdp=8)
   sira = dict(experts=4, rank=2, k=2)
   with sharding.use(mesh):
     model = adapted("sira", **sira)
@@ -308,7 +308,7 @@ def test_without_a_mesh_nothing_happens(monkeypatch):
     patch.setattr(sharding, "constrain", lambda x, *axes, **first: x)
     assert program() == found
   # The comparison can fail: in a mesh there are constraints.
-  with sharding.use(sharding.mesh()):
+  with sharding.use(meshes.mesh()):
     assert "sharding_constraint" in program()
 
 
@@ -317,7 +317,7 @@ def test_without_a_mesh_nothing_happens(monkeypatch):
 )
 def test_constrain(first, shard):
   """Experts and rows want `data`: rows have it, but where experts are first."""
-  mesh = sharding.mesh(data=4, fsdp=2)
+  mesh = meshes.mesh(data=4, fsdp=2)
   with sharding.use(mesh, {"experts": "data"}):
     y = jax.jit(
       lambda x: sharding.constrain(x, "experts", "batch", None, first=first)
@@ -329,7 +329,7 @@ def test_constrain(first, shard):
 
 def test_rows_that_do_not_divide_are_padded():
   """As those of a last batch to decode."""
-  with sharding.use(sharding.mesh()):
+  with sharding.use(meshes.mesh()):
     y = jax.jit(lambda x: sharding.constrain(x, "batch").sum())(jnp.arange(3))
   assert y == 3
 
@@ -342,7 +342,7 @@ def test_a_program_is_compiled_for_its_rules():
     traces.append(1)
     return sharding.constrain(x, "batch")
 
-  mesh = sharding.mesh()
+  mesh = meshes.mesh()
   found = []
   for rules in (None, None, {"batch": None}, None):
     with sharding.use(mesh, rules):
@@ -352,7 +352,7 @@ def test_a_program_is_compiled_for_its_rules():
 
 
 def test_rows():
-  with sharding.use(sharding.mesh(tensor=2)):
+  with sharding.use(meshes.mesh(tensor=2)):
     placed = sharding.rows({"x": np.arange(24).reshape(8, 3)})["x"]
     np.testing.assert_array_equal(placed, np.arange(24).reshape(8, 3))
     assert placed.sharding.shard_shape(placed.shape) == (2, 3)
@@ -363,7 +363,7 @@ def test_rows():
 def test_place_takes_arrays_of_numpy():
   graph, state = nnx.split(decoder.Decoder(CONFIG, rngs=nnx.Rngs(0)))
   model = nnx.merge(graph, jax.tree.map(np.asarray, state))
-  with sharding.use(sharding.mesh(data=1, fsdp=2, tensor=4)):
+  with sharding.use(meshes.mesh(data=1, fsdp=2, tensor=4)):
     sharding.place(model)
   kernel = model.layers[0].mlp.up_proj.kernel[...]
   assert kernel.sharding.shard_shape(kernel.shape) == (8, 6)

@@ -321,8 +321,7 @@ class Decoder(nnx.Module):
   def _through_blocks(self, x, layout):
     call = Block.__call__
     if self.remat:
-      # In a loop XLA has nothing to merge what is recomputed with.
-      call = nnx.remat(call, prevent_cse=not self.scan)
+      call = nnx.remat(call)
     if self.scan:
       return stacking.run(lambda b, x: call(b, x, layout)[0], self.layers, x)
     for block in self.layers:

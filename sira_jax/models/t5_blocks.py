@@ -298,7 +298,7 @@ class Stack(nnx.Module):
       return view._replace(bias=table(view.positions, slots))
 
     shared, run = biased(self.blocks[0]), _runs(cross, None)
-    run = nnx.remat(run, prevent_cse=False) if self.remat else run
+    run = nnx.remat(run) if self.remat else run
 
     def one(block, x):
       own = block.attention.position_bias is not None

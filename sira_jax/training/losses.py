@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sira_jax import sharding
+
 Logits = Callable[[Float[Array, "... d"]], Float[Array, "... vocabulary"]]
+
+# Positions at a time on a CPU: few, so that those without a target are skipped.
+_CPU_CHUNK = 16
+# Logits of a device at a time elsewhere: many, for each time the whole last
+# layer is read, and gathered where it is divided.
+_LOGITS = 2**26
 
 
 def cross_entropy(
@@ -41,7 +49,7 @@ def cross_entropy_at_targets(
   *,
   targets: Int[Array, "batch length"],
   weights: Float[Array, "batch length"],
-  chunk: int = 16,
+  chunk: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """`cross_entropy` at the targets alone, for a last layer that is frozen.
 
@@ -59,9 +67,11 @@ def cross_entropy_at_targets(
     hidden: what it takes.
     targets: token ids.
     weights: zero where there is no target.
-    chunk: positions of each row to take at a time.
+    chunk: positions of each row to take at a time; None for what suits the
+      devices.
   """
   loss = functools.partial(cross_entropy, logits)
+  chunk = chunk or _chunk(logits, hidden)
   return _at_targets(loss, (hidden,), chunk, targets=targets, weights=weights)
 
 
@@ -108,7 +118,7 @@ def consistency_at_targets(
   hidden_b: Float[Array, "batch length d"],
   *,
   weights: Float[Array, "batch length"],
-  chunk: int = 16,
+  chunk: int | None = None,
 ) -> Float[Array, ""]:
   """`consistency` at the targets alone, for a last layer that is frozen.
 
@@ -120,14 +130,27 @@ def consistency_at_targets(
     hidden_a: what it takes, of one pass.
     hidden_b: of the other.
     weights: zero where there is no target.
-    chunk: positions of each row to take at a time.
+    chunk: positions of each row to take at a time; None for what suits the
+      devices.
   """
+  chunk = chunk or _chunk(logits, hidden_a)
 
   def loss(hidden_a, hidden_b, weights):
     return consistency(logits, hidden_a, hidden_b, weights=weights), ()
 
   total, _ = _at_targets(loss, (hidden_a, hidden_b), chunk, weights=weights)
   return total
+
+
+def _chunk(logits, hidden) -> int:
+  """How many positions of each row to take at a time."""
+  rows, length, d = hidden.shape
+  if sharding.platform() == "cpu":
+    return min(_CPU_CHUNK, length)
+  one = jax.ShapeDtypeStruct((1, 1, d), hidden.dtype)
+  vocabulary = jax.eval_shape(logits, one).shape[-1]
+  own = -(-rows // sharding.places()) * vocabulary
+  return max(1, min(length, _LOGITS // own))
 
 
 def _at_targets(loss, hiddens, chunk, **given):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax import ambient, sharding
+from sira_jax import ambient, meshes, sharding
 from sira_jax.adapters import draws, execution, routers
 from tests.adapters import loop
 
@@ -272,7 +272,7 @@ def chosen(monkeypatch, *, slots, k, crossovers, mesh=False, routed=True):
     np.ones((D, 8, 4)), np.ones((8, 4, F)), None, "identity", SCALE
   )
   weights = np.ones((2, 32, 8)) if routed else None
-  with sharding.use(sharding.mesh()) if mesh else contextlib.nullcontext():
+  with sharding.use(meshes.mesh()) if mesh else contextlib.nullcontext():
     execution.auto(
       np.ones((2, 32, D)), experts, weights=weights, slots=slots, k=k
     )

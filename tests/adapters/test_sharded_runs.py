@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from sira_jax import ambient, sharding
+from sira_jax import ambient, meshes, sharding
 from sira_jax.adapters import adapter as adapter_lib
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import Trainable
@@ -51,7 +51,7 @@ RULES = {
 
 
 def mesh_of(name):
-  return sharding.mesh(**MESHES[name])
+  return meshes.mesh(**MESHES[name])
 
 
 def batch(seed=0, length=LENGTH):
@@ -296,7 +296,7 @@ def test_tensor_parallel_adapters_add_sums_over_ranks_alone():
 
 def dispatched(sizes, rules):
   """Gradients of a layer that dispatches, its program, and its adapter."""
-  with placed(sizes and sharding.mesh(**sizes), rules):
+  with placed(sizes and meshes.mesh(**sizes), rules):
     layer = nnx.Linear(
       16, 32, kernel_metadata={"axes": ("d", "f")}, rngs=nnx.Rngs(0)
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax import sharding
+from sira_jax import meshes, sharding
 from sira_jax.formats import bases, huggingface, safetensors_file
 from sira_jax.models import decoder, t5
 from tests import tiny_t5
@@ -239,9 +239,9 @@ def test_a_mesh_reads_slices(name, monkeypatch):
     return filled(shapes, seen)
 
   monkeypatch.setattr(sharding, "filled", watched)
-  with sharding.use(sharding.mesh(fsdp=4, tensor=2)):
+  with sharding.use(meshes.mesh(fsdp=4, tensor=2)):
     model = huggingface.load_model(GOLDEN / name)
-    wanted = sharding.of(nnx.state(model), sharding.mesh(fsdp=4, tensor=2))
+    wanted = sharding.of(nnx.state(model), meshes.mesh(fsdp=4, tensor=2))
   parameters = dict(nnx.to_flat_state(nnx.state(model)))
   wanted = dict(nnx.to_flat_state(wanted))
   for path, leaf in nnx.to_flat_state(nnx.state(whole)):
@@ -256,7 +256,7 @@ def test_a_mesh_reads_slices(name, monkeypatch):
 def test_weights_are_not_the_files(tmp_path, devices):
   """What is written into it later changes none that were read."""
   folder = changed(tmp_path, LLAMA)
-  mesh = sharding.mesh(devices=jax.devices()[: devices or 1])
+  mesh = meshes.mesh(devices=jax.devices()[: devices or 1])
   with sharding.use(mesh) if devices else contextlib.nullcontext():
     model = huggingface.load_model(folder)
   before = jax.tree.map(np.array, nnx.state(model))

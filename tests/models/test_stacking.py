@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from sira_jax import ambient, sharding
+from sira_jax import ambient, meshes, sharding
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import RoutingRecord, Trainable
 from sira_jax.models import decoder, stacking, t5
@@ -176,7 +176,7 @@ def test_records_add_to_those_before():
 def test_eight_devices_equal_one():
   batch = {k: np.concatenate([v, v]) for k, v in tiny.batch().items()}
   found = []
-  for mesh in (None, sharding.mesh(data=1, fsdp=4, tensor=2)):
+  for mesh in (None, meshes.mesh(data=1, fsdp=4, tensor=2)):
     with sharding.use(mesh) if mesh else contextlib.nullcontext():
       model, optimizer = adapted(scan=mesh is not None), optax.sgd(0.05)
       sharding.place(model)
@@ -191,7 +191,7 @@ def test_stacked_variables_live_where_each_does():
   layer = nnx.Linear(
     16, 32, kernel_metadata={"axes": ("d", "f")}, rngs=nnx.Rngs(0)
   )
-  with sharding.use(sharding.mesh(data=1, fsdp=4, tensor=2)):
+  with sharding.use(meshes.mesh(data=1, fsdp=4, tensor=2)):
     kernel = jax.tree.map(lambda k: jnp.stack([k, k, k]), layer.kernel)
     placed = jax.jit(stacking._placed)(kernel).get_value()
   assert placed.sharding.shard_shape(placed.shape) == (3, 4, 16)

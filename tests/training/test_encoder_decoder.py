@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from sira_jax import sharding
+from sira_jax import meshes, sharding
 from sira_jax.adapters import methods, surgery
 from sira_jax.training import step as training
 from tests import tiny_t5
@@ -69,7 +69,7 @@ def test_layers_of_the_same_input_share_a_router():
 def test_eight_devices_equal_one(method, settings):
   """Loss, gradient and what two steps train; and the weights are divided."""
   expected, trained, _ = run(method, settings, steps=2)
-  with sharding.use(sharding.mesh(fsdp=2, tensor=2)):
+  with sharding.use(meshes.mesh(fsdp=2, tensor=2)):
     metrics, got, model = run(method, settings, steps=2)
   kernel = model.decoder.blocks[0].cross_attention.k.kernel[...]
   assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sira_jax import meshes, sharding
 from sira_jax.training import losses
 
 D, VOCABULARY = 8, 32
@@ -247,3 +248,28 @@ def test_what_consistency_saves():
   ours = compiled(twice(losses.consistency_at_targets))
   memory = [c.memory_analysis().temp_size_in_bytes for c in (full, ours)]
   assert memory[1] < memory[0] / 4
+
+
+@pytest.mark.parametrize(
+  "platform, places, length, expected",
+  [
+    ("cpu", 1, 512, 16),
+    ("cpu", 1, 8, 8),
+    # 2**26 logits: of 4 rows and 32 words, 2**19 positions.
+    ("tpu", 1, 2048, 2048),
+    ("tpu", 1, 2**20, 2**19),
+    # Of each device's own rows.
+    ("gpu", 4, 2**22, 2**21),
+  ],
+)
+def test_positions_at_a_time(monkeypatch, platform, places, length, expected):
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
+  monkeypatch.setattr(sharding, "places", lambda: places)
+  hidden = jax.ShapeDtypeStruct((4, length, D), jnp.float32)
+  assert losses._chunk(logits, hidden) == expected
+
+
+def test_the_platform_is_that_of_the_mesh():
+  assert sharding.platform() == "cpu"
+  with sharding.use(meshes.mesh()):
+    assert sharding.platform() == "cpu"

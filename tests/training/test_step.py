@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from sira_jax import ambient, plan, sharding
+from sira_jax import ambient, meshes, plan, sharding
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import Trainable
 from sira_jax.training import losses
@@ -244,7 +244,7 @@ def test_a_model_without_adapters_is_refused():
 @pytest.mark.parametrize("places", [1, 2])
 def test_microbatches_are_one_batch(rule, places):
   """Rows of unlike numbers of targets; SGD's step is the gradient."""
-  mesh = sharding.mesh(devices=jax.devices()[:places])
+  mesh = meshes.mesh(devices=jax.devices()[:places])
   found = []
   for parts in (1, 2):
     with sharding.use(mesh):
@@ -270,7 +270,7 @@ def test_microbatches_need_less_memory():
       model,
       optax.sgd(1.0),
       batch=batch,
-      mesh=sharding.mesh(devices=jax.devices()[:1]),
+      mesh=meshes.mesh(devices=jax.devices()[:1]),
       microbatches=parts,
     ).temporaries
     for parts in (1, 8)
