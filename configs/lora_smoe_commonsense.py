@@ -30,6 +30,7 @@ TINY = {
   "allocation.samples": 1,
   "mixture.languages": ("en",),
   "batches.batch_size": 2,
+  "mesh.data": 1,
   "batches.length": 96,
   "optimizer.warmup_steps": 1,
   "training.steps": 2,

@@ -30,6 +30,7 @@ TINY = {
   "mixture.languages": ("en",),
   "mixture.zero_shot": ("it",),
   "batches.batch_size": 2,
+  "mesh.data": 1,
   "batches.length": 96,
   "training.steps": 2,
   "training.checkpoint_every": 2,

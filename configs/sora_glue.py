@@ -33,6 +33,7 @@ TINY = {
   "sparsity.stage_steps": 1,
   "mixture.languages": ("en",),
   "batches.batch_size": 2,
+  "mesh.data": 1,
   "batches.length": 96,
   "optimizer.warmup_steps": 0,
   "training.steps": 1,
