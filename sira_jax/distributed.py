@@ -23,7 +23,9 @@ _MESSAGE = 4096
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """The flags of a script that `join` reads."""
+  """The flags of a script that `join` reads; once for several scripts."""
+  if "distributed" in values:
+    return
   flags.DEFINE_boolean(
     "distributed",
     False,
