@@ -41,6 +41,7 @@ from sira_jax import (
   runs,
   sharding,
   stages,
+  starting,
   validation,
 )
 from sira_jax.adapters import allocation, pruning
@@ -119,10 +120,13 @@ def train_and_score(config, workdir) -> None:
       return
     before = _BEFORE.value and runs.before(pathlib.Path(_BEFORE.value), config)
     run = assembly.build(config, workdir)
+    begun = starting.begin(run.base.model, **config.get("start", {}))
     # Only now, so that a config that fails leaves nothing behind.
     runs.open_workdir(workdir, config)
     start = restore(run, config, workdir, run.stages[0])
   print(assembly.describe(run, config))
+  if begun:
+    print(f"start     {begun} layers as the adapters of config.start")
   print(f"workdir   {workdir}", flush=True)
   if run.counts is not None:
     keep_allocation(run, workdir)

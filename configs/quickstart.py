@@ -66,6 +66,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
       unit="parameters",
       maximum=32,
     )
+  config.start = dict(peft=())  # folders of LoRA adapters to start from
   config.mixture = dict(
     tasks=("intents", "dates"),
     languages=("en", "de", "fr", "es"),

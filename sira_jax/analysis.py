@@ -34,7 +34,9 @@ def routing(
   Returns:
     None where nothing is routed; else "sets" ("task/language") and "sites": of
     each, "load", the share of its choices that each expert gets, [sets
-    experts], and "entropy" of the probabilities per token in nats, [sets].
+    experts], "weight", the mean of each expert's combine weight over tokens,
+    [sets experts], and "entropy" of the probabilities per token in nats,
+    [sets].
   """
   model.eval()
   owners, prompts = [], []
@@ -75,6 +77,7 @@ def _record(graph, state, batch):
       "load": whole(stats.load),
       "entropy": whole(stats.entropy),
       "tokens": whole(stats.tokens),
+      "weight": whole(stats.weight),
     }
     for path, record in nnx.to_flat_state(records)
     for stats in record.get_value()
@@ -108,5 +111,6 @@ def _shares(sums):
   entropy = sums["entropy"] / sums["tokens"]
   return {
     "load": load.round(5).tolist(),
+    "weight": (sums["weight"] / sums["tokens"][:, None]).round(7).tolist(),
     "entropy": entropy.round(5).tolist(),
   }

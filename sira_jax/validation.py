@@ -11,6 +11,7 @@ from sira_jax import (
   expert_budget,
   nonfinite,
   sharding,
+  starting,
 )
 from sira_jax.data import evaluation as evaluation_data
 from sira_jax.data import mixtures, pipeline
@@ -28,6 +29,7 @@ _FUNCTIONS = {
   "sparsity": sparsifying.stages,
   "allocation": expert_budget.decide,
   "mesh": sharding.layout,
+  "start": starting.begin,
 }
 _GIVEN = {
   "batches": ("seed", "start"),
@@ -37,8 +39,9 @@ _GIVEN = {
   "sparsity": ("steps",),
   "allocation": ("costs",),
   "mesh": ("devices",),
+  "start": ("model",),
 }
-_OPTIONAL = {"sparsity", "allocation"}
+_OPTIONAL = {"sparsity", "allocation", "start"}
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
 

@@ -132,12 +132,16 @@ class AdaMix(nnx.Module):
     )
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
+  def low_rank(self) -> adapter_lib.LowRank:
+    """The averaged adapter's pair; see `adapter.Adapter.low_rank`."""
+    a, b = self._average()
+    return adapter_lib.LowRank(a[:, 0], b[0] * self.factory.scale)
+
   def merged(
     self, kernel: jax.Array, bias: jax.Array | None
   ) -> tuple[jax.Array, jax.Array | None]:
     """The layer's weights with the averaged adapter's added."""
-    delta = adapter_lib.product(*self._average(), scale=self.factory.scale)
-    return (kernel + delta).astype(kernel.dtype), bias
+    return (kernel + self.low_rank().product()).astype(kernel.dtype), bias
 
   def _average(self):
     return (

@@ -16,7 +16,9 @@ routed mixture; Ding et al. 2023 (SoRA) for the gate; He et al. 2022 for the
 parallel bottleneck.
 """
 
+from collections.abc import Iterable
 import dataclasses
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -31,6 +33,17 @@ from sira_jax.adapters.variables import (
   GateParam,
   RoutingRecord,
 )
+
+
+class LowRank(NamedTuple):
+  """A weight of low rank, A B: all of an adapter's scales are in B."""
+
+  a: Float[Array, "d rank"]
+  b: Float[Array, "rank f"]
+
+  def product(self) -> Float[Array, "d f"]:
+    """A B, in full float32 on every backend."""
+    return jnp.matmul(self.a, self.b, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,25 +238,37 @@ class Adapter(nnx.Module):
       scale=self.factory.scale,
     )
 
-  def delta(self) -> Float[Array, "d f"]:
-    """The weight that this adapter adds to its layer.
+  def low_rank(self) -> LowRank:
+    """The one pair whose product is the weight that the adapter adds.
 
     Raises:
       ValueError: the term depends on the token, so that no weight equals it.
     """
-    reason = None
     if self.router is not None:
-      reason = "routes each token to experts of its own"
-    elif self.factory.activation != "identity":
-      reason = "is not linear"
-    if reason:
       raise ValueError(
-        f"{self.factory.method} {reason}: no single weight equals it, so it"
-        " cannot be merged. Keep the adapter beside the base."
+        f"{self.factory.method} routes each token to experts of its own: no"
+        " single weight equals it, so it cannot be merged. Keep the adapter"
+        " beside the base."
+      )
+    return concatenated(self.expert_pairs().values())
+
+  def expert_pairs(self) -> dict[int, LowRank]:
+    """The router's number of an expert -> its pair, by the router's weight.
+
+    Raises:
+      ValueError: the experts are not linear.
+    """
+    if self.factory.activation != "identity":
+      raise ValueError(
+        f"{self.factory.method} is not linear: no single weight equals it, so"
+        " it cannot be merged. Keep the adapter beside the base."
       )
     experts = self.experts()
-    b = experts.b if experts.g is None else experts.b * experts.g[..., None]
-    return product(experts.a, b, scale=experts.scale)
+    b = experts.b * experts.scale
+    if experts.g is not None:
+      b = b * experts.g[..., None]
+    numbers = self.factory.live or range(self.factory.experts)
+    return {e: LowRank(experts.a[:, i], b[i]) for i, e in enumerate(numbers)}
 
   def merged(
     self, kernel: jax.Array, bias: jax.Array | None
@@ -251,9 +276,9 @@ class Adapter(nnx.Module):
     """The layer's weights with the adapter's added.
 
     Raises:
-      ValueError: as `delta`.
+      ValueError: as `low_rank`.
     """
-    return (kernel + self.delta()).astype(kernel.dtype), bias
+    return (kernel + self.low_rank().product()).astype(kernel.dtype), bias
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -261,15 +286,10 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.uniform(key, shape, jnp.float32, -1, 1) / shape[0] ** 0.5
 
 
-def product(
-  a: Float[Array, "d experts rank"],
-  b: Float[Array, "experts rank f"],
-  *,
-  scale: float,
-) -> Float[Array, "d f"]:
-  """scale * sum_e A_e B_e, in full float32 on every backend."""
-  flat_a, flat_b = a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1])
-  return scale * jnp.matmul(flat_a, flat_b, precision=jax.lax.Precision.HIGHEST)
+def concatenated(pairs: Iterable[LowRank]) -> LowRank:
+  """One pair, of all their ranks, whose product is the sum of theirs."""
+  a, b = zip(*((pair.a, pair.b) for pair in pairs), strict=True)
+  return LowRank(jnp.concatenate(a, axis=1), jnp.concatenate(b, axis=0))
 
 
 def route(

@@ -104,6 +104,17 @@ class Rescaling(nnx.Module):
       delta = delta.reshape(*x.shape[:-1], -1)
     return frozen * delta.astype(frozen.dtype)
 
+  def low_rank(self) -> adapter_lib.LowRank:
+    """Refused: what it adds to a weight has the weight's own rank.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+      f"{self.factory.method} rescales what the layer gives, which no pair of"
+      " low rank does."
+    )
+
   def merged(
     self, kernel: jax.Array, bias: jax.Array | None
   ) -> tuple[jax.Array, jax.Array | None]:

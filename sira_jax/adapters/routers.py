@@ -34,6 +34,7 @@ class RoutingStats:
     entropy: sum over each row's tokens of the entropy of the router's
       probabilities, in nats.
     tokens: real tokens of each row.
+    weight: sum over each row's tokens of each expert's combine weight.
   """
 
   balance_loss: Float[Array, ""]
@@ -43,6 +44,7 @@ class RoutingStats:
   chosen: Float[Array, "batch"]
   entropy: Float[Array, "batch"]
   tokens: Float[Array, "batch"]
+  weight: Float[Array, "batch experts"]
 
 
 @functools.partial(
@@ -296,6 +298,7 @@ def route(
   else:
     balance = balance_loss(q, total, groups=groups, k=k)
   stats = _stats(logits, chosen, served, groups)
+  stats["weight"] = weights.sum(axis=1)
   penalty = settings.balance_coefficient * balance
   if settings.z_coefficient:
     z = jax.nn.logsumexp(logits, axis=-1)

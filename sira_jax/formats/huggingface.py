@@ -149,6 +149,14 @@ def load_model(
   return nnx.merge(graph, sharding.filled(shapes, read))
 
 
+def module_name(model: nnx.Module, path: str) -> str:
+  """Hugging Face's name of the module at a path of our model.
+
+  layers.3.mlp.up_proj of a decoder -> model.layers.3.mlp.up_proj.
+  """
+  return _LAYOUTS[type(model.config)].name(path)
+
+
 def model_shapes(
   folder: pathlib.Path, *, dtype=jnp.float32, **settings: bool
 ) -> nnx.Module:

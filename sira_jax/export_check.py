@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an exported folder computes what its run does."""
+
+from collections.abc import Mapping
+import pathlib
+import re
+
+from flax import nnx
+import jax
+import ml_collections
+import numpy as np
+from safetensors import numpy as safetensors
+
+from sira_jax import sharding, starting
+from sira_jax.adapters import methods, surgery
+from sira_jax.formats import bases, huggingface, native, peft
+
+ROWS, LENGTH = 2, 48
+# Of the largest logit, by the base's dtype.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def prompts(model: nnx.Module) -> dict[str, np.ndarray]:
+  """Rows of random tokens, the same each time, for a model's features."""
+  rng = np.random.default_rng(0)
+  size = model.config.vocabulary_size
+  length = int(min(LENGTH, model.max_length))
+  names = ["decoder_input_tokens"]
+  if "encoder_input_tokens" in model.FEATURES:
+    names.append("encoder_input_tokens")
+  return {
+    name: rng.integers(1, size, (ROWS, length)).astype(np.int32)
+    for name in names
+  }
+
+
+def logits(model: nnx.Module, features: Mapping[str, np.ndarray]) -> np.ndarray:
+  """float32 [rows length vocabulary], of a model in evaluation mode."""
+  model.eval()
+  graph, state = nnx.split(model)
+  found = jax.jit(lambda state, features: nnx.merge(graph, state)(**features))(
+    state, features
+  )
+  return np.asarray(jax.device_get(found))
+
+
+def with_lora(
+  config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> nnx.Module:
+  """A fresh base with the layers of a PEFT folder."""
+  model = _base(config)
+  inverse = {
+    huggingface.module_name(model, path): path
+    for path in surgery.linears(model)
+  }
+  rules: dict[int, list[str]] = {}
+  for name, (a, _) in peft.read(folder).items():
+    rules.setdefault(a.shape[1], []).append(re.escape(inverse[name]))
+  surgery.adapt(
+    model,
+    [
+      surgery.Rule("|".join(paths), methods.create("lora", rank=rank))
+      for rank, paths in rules.items()
+    ],
+    rngs=nnx.Rngs(0),
+  )
+  starting.begin(model, peft=(str(folder),))
+  return model
+
+
+def check(
+  export, kind: str, features: Mapping[str, np.ndarray], expected: np.ndarray
+) -> str:
+  """Compares a folder, read again, with the run's logits.
+
+  Args:
+    export: an `export.Export` that was written.
+    kind: its format.
+    features: what the logits are of.
+    expected: the run's logits.
+
+  Returns:
+    What was found.
+
+  Raises:
+    ValueError: other logits than the run's, or those of the base alone.
+  """
+  config, folder = export.config, export.folder
+  base = logits(_base(config), features)
+  if kind == "experts":
+    _check_experts(export)
+    model = None
+  elif kind == "native":
+    model = _base(config)
+    native.read(folder, model, fingerprint=export.run.base.fingerprint)
+  elif kind == "merged":
+    model = bases.load(uri=str(folder), dtype=config.base.dtype).model
+    sharding.place(model)
+  else:
+    model = with_lora(config, folder)
+  found = expected if model is None else logits(model, features)
+  largest = np.abs(expected).max()
+  error = np.abs(found - expected).max() / largest
+  effect = np.abs(expected - base).max() / largest
+  told = f"{error:.1e} of the largest logit from the run's, which are"
+  told += f" {effect:.1e} from the base's"
+  if not effect > 2 * error:
+    raise ValueError(
+      f"{folder}: the adapters do nothing, or no more than rounding: logits are"
+      f" {told}."
+    )
+  if kind == "average":
+    return f"Checked: logits are {told}."
+  if not error <= TOLERANCE[config.base.dtype]:
+    raise ValueError(f"{folder}: logits are {told}.")
+  return f"Checked: read again, logits are {told}."
+
+
+def _base(config):
+  model = bases.load(**config.base).model
+  sharding.place(model)
+  return model
+
+
+def _check_experts(export):
+  """Every expert and every router is what the run has, bit for bit."""
+  model, folder = export.model, export.folder
+  routers = safetensors.load_file(folder / "routers.safetensors")
+  layers = {
+    huggingface.module_name(model, ".".join(map(str, path))): module.adapter
+    for path, module in nnx.iter_modules(model)
+    if isinstance(module, surgery.Adapted)
+  }
+  experts = {
+    int(path.name.removeprefix("expert_")): peft.read(path)
+    for path in folder.glob("expert_*")
+  }
+  for name, adapter in layers.items():
+    kernel = np.asarray(adapter.router.kernel[...]).T
+    same = np.array_equal(routers[f"{name}.router.weight"], kernel)
+    for expert, pair in adapter.expert_pairs().items():
+      for one, two in zip(experts[expert][name], pair, strict=True):
+        same &= np.array_equal(one, np.asarray(two))
+    if not same:
+      raise ValueError(f"{folder}: {name} is not what the run has.")
