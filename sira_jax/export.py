@@ -37,6 +37,7 @@ from sira_jax import (
   runs,
   sharding,
   stages,
+  starting,
   validation,
 )
 from sira_jax.adapters import adapter as adapter_lib
@@ -167,7 +168,8 @@ def write_average(export: Export) -> str:
     ]
     pairs[path] = adapter_lib.concatenated(weighted)
   rank = export.write_pairs(export.folder, pairs)
-  fresh = export_check.with_lora(export.config, export.folder)
+  fresh = export_check.fresh_base(export.config)
+  starting.adapt(fresh, export.folder)
   run = dataclasses.replace(
     export.run, base=dataclasses.replace(export.run.base, model=fresh)
   )

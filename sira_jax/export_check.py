@@ -2,8 +2,6 @@
 """Whether an exported folder computes what its run does."""
 
 from collections.abc import Mapping
-import pathlib
-import re
 
 from flax import nnx
 import jax
@@ -12,7 +10,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from sira_jax import sharding, starting
-from sira_jax.adapters import methods, surgery
+from sira_jax.adapters import surgery
 from sira_jax.formats import bases, huggingface, native, peft
 
 ROWS, LENGTH = 2, 48
@@ -44,30 +42,6 @@ def logits(model: nnx.Module, features: Mapping[str, np.ndarray]) -> np.ndarray:
   return np.asarray(jax.device_get(found))
 
 
-def with_lora(
-  config: ml_collections.ConfigDict, folder: pathlib.Path
-) -> nnx.Module:
-  """A fresh base with the layers of a PEFT folder."""
-  model = _base(config)
-  inverse = {
-    huggingface.module_name(model, path): path
-    for path in surgery.linears(model)
-  }
-  rules: dict[int, list[str]] = {}
-  for name, (a, _) in peft.read(folder).items():
-    rules.setdefault(a.shape[1], []).append(re.escape(inverse[name]))
-  surgery.adapt(
-    model,
-    [
-      surgery.Rule("|".join(paths), methods.create("lora", rank=rank))
-      for rank, paths in rules.items()
-    ],
-    rngs=nnx.Rngs(0),
-  )
-  starting.begin(model, peft=(str(folder),))
-  return model
-
-
 def check(
   export, kind: str, features: Mapping[str, np.ndarray], expected: np.ndarray
 ) -> str:
@@ -86,18 +60,19 @@ def check(
     ValueError: other logits than the run's, or those of the base alone.
   """
   config, folder = export.config, export.folder
-  base = logits(_base(config), features)
+  base = logits(fresh_base(config), features)
   if kind == "experts":
     _check_experts(export)
     model = None
   elif kind == "native":
-    model = _base(config)
+    model = fresh_base(config)
     native.read(folder, model, fingerprint=export.run.base.fingerprint)
   elif kind == "merged":
     model = bases.load(uri=str(folder), dtype=config.base.dtype).model
     sharding.place(model)
   else:
-    model = with_lora(config, folder)
+    model = fresh_base(config)
+    starting.adapt(model, folder)
   found = expected if model is None else logits(model, features)
   largest = np.abs(expected).max()
   error = np.abs(found - expected).max() / largest
@@ -116,7 +91,8 @@ def check(
   return f"Checked: read again, logits are {told}."
 
 
-def _base(config):
+def fresh_base(config: ml_collections.ConfigDict) -> nnx.Module:
+  """The run's base once more, without adapters, on the mesh."""
   model = bases.load(**config.base).model
   sharding.place(model)
   return model

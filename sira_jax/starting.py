@@ -13,15 +13,44 @@ router starts uniform. Ranks that the LoRA does not have start as ever.
 
 from collections.abc import Mapping, Sequence
 import pathlib
+import re
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sira_jax.adapters import adamix, adapter, surgery
+from sira_jax.adapters import adamix, adapter, methods, surgery
 from sira_jax.formats import huggingface
 from sira_jax.formats import peft as peft_lib
+
+
+def adapt(model: nnx.Module, folder: pathlib.Path) -> tuple[surgery.Site, ...]:
+  """Puts the LoRA of a folder into a model without adapters, in place.
+
+  Args:
+    model: of `sira_jax.models`.
+    folder: as Hugging Face PEFT has it; see `formats.peft`.
+
+  Raises:
+    ValueError: a folder that cannot be read, or does not fit the model.
+  """
+  names = {
+    huggingface.module_name(model, path): path
+    for path in surgery.linears(model)
+  }
+  ranks: dict[int, list[str]] = {}
+  for name, (a, _) in peft_lib.read(folder).items():
+    if name not in names:
+      raise ValueError(f"{folder}: the model has no linear layer {name}.")
+    ranks.setdefault(a.shape[1], []).append(re.escape(names[name]))
+  rules = [
+    surgery.Rule("|".join(paths), methods.lora(rank=rank))
+    for rank, paths in ranks.items()
+  ]
+  sites = surgery.adapt(model, rules, rngs=nnx.Rngs(0))
+  begin(model, peft=(str(folder),))
+  return sites
 
 
 def begin(model: nnx.Module, *, peft: Sequence[str] = ()) -> int:

@@ -50,7 +50,7 @@ _WITHOUT_EFFECT = {
 _ALWAYS = {
   "bias": ("none",),
   # Others change the base's weights before training.
-  "init_lora_weights": (True, "gaussian", "orthogonal"),
+  "init_lora_weights": (True, False, "gaussian", "orthogonal"),
   "peft_type": ("LORA",),
   "megatron_core": ("megatron.core",),
 }
