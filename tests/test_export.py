@@ -77,6 +77,10 @@ def test_a_merged_run_is_a_model(runs, tmp_path):
 
 def test_a_sparse_run_is_a_smaller_lora(runs, tmp_path):
   settings = {
+    # Gates of many sizes and small steps, so that they die one after another.
+    "rules.mlp.gate": 0.03,
+    "rules.mlp.gate_std": 0.02,
+    "optimizer.learning_rate": 0.01,
     "sparsity.penalties": (0.0, 2.0),
     "sparsity.stage_steps": 3,
     "sparsity.learning_rate": 1.0,

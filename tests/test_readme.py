@@ -1,5 +1,6 @@
 """What README says runs, and what it maps exists."""
 
+import os
 import pathlib
 import re
 import shlex
@@ -48,7 +49,8 @@ def test_commands_run(tmp_path):
     if command == "python -m pytest":
       continue
     words = shlex.split(command)[1:]
-    words[0] = str(ROOT / words[0])
+    if words[0] != "-m":
+      words[0] = str(ROOT / words[0])
     config = [word for word in words if word.startswith("--config=")]
     words = [word for word in words if word not in config]
     if words[0].endswith("train.py"):
@@ -58,6 +60,7 @@ def test_commands_run(tmp_path):
     done = subprocess.run(
       [sys.executable, *words],
       cwd=tmp_path,
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
       capture_output=True,
       text=True,
       check=False,
