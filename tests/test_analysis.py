@@ -68,6 +68,13 @@ def test_load_and_entropy(model, batch_size):
   np.testing.assert_allclose(
     first["load"], [[4 / 6, 2 / 6, 0, 0], [3 / 5, 0, 1 / 5, 1 / 5]], atol=1e-5
   )
+  # Of token 5, whose probabilities are 1/2, expert 0 gets the half.
+  np.testing.assert_allclose(
+    first["weight"],
+    [[4 / 6, 2 / 6, 0, 0], [2.5 / 5, 0, 1 / 5, 1 / 5]],
+    atol=1e-5,
+  )
+  np.testing.assert_allclose(second["weight"], [[0.25, 0, 0, 0]] * 2)
   # Token 5 alone leaves log 2 nats open.
   np.testing.assert_allclose(first["entropy"], [0, np.log(2) / 5], atol=1e-5)
   assert second["load"] == [[1, 0, 0, 0]] * 2  # ties go to the lower expert

@@ -120,14 +120,27 @@ def test_a_run_goes_on_from_an_export(
     tiny_run.main(monkeypatch, config, tmp_path / "third", before=str(other[1]))
 
 
-def test_the_check_sees_adapters_that_do_nothing(monkeypatch):
-  ones = np.ones((1, 2, 3), np.float32)
+@pytest.mark.parametrize(
+  ("base", "found", "message"),
+  [
+    (1.0, 1.0, "the adapters do nothing"),
+    (0.0, 1.001, r"logits are 1\.0e-03 of the largest logit from the run's"),
+    (0.0, 1.000001, None),
+  ],
+)
+def test_what_the_check_sees(base, found, message, monkeypatch):
+  """Adapters that do nothing, and those that do something else."""
+  expected = np.ones((1, 2, 3), np.float32)
   job = types.SimpleNamespace(
-    config=types.SimpleNamespace(base={"uri": "x"}), folder="folder"
+    config=types.SimpleNamespace(base=types.SimpleNamespace(dtype="float32")),
+    folder="folder",
   )
-  read = []
-  monkeypatch.setattr(export_check, "fresh_base", lambda _: read)
+  answers = iter([base * expected, np.float32(found) * expected])
+  monkeypatch.setattr(export_check, "fresh_base", lambda _: None)
   monkeypatch.setattr(export_check.starting, "adapt", lambda *_: None)
-  monkeypatch.setattr(export_check, "logits", lambda *_: ones)
-  with pytest.raises(ValueError, match="the adapters do nothing"):
-    export_check.check(job, "peft", {}, ones)
+  monkeypatch.setattr(export_check, "logits", lambda *_: next(answers))
+  if message is None:
+    assert "Checked" in export_check.check(job, "peft", {}, expected)
+  else:
+    with pytest.raises(ValueError, match=message):
+      export_check.check(job, "peft", {}, expected)
