@@ -130,9 +130,7 @@ def load_model(
     if others:
       tensors[layout.table] = tensors.pop(others[0])
   wanted = {_name(path): leaf for path, leaf in nnx.to_flat_state(shapes)}
-  names = {
-    path: f"{layout.name(path.rpartition('.')[0])}.weight" for path in wanted
-  }
+  names = {path: tensor_name(layout, path) for path in wanted}
   problems = _problems(tensors, layout, copies, wanted, names)
   if problems:
     raise ValueError(
@@ -149,12 +147,23 @@ def load_model(
   return nnx.merge(graph, sharding.filled(shapes, read))
 
 
+def tensor_name(layout: Layout, path: str) -> str:
+  """The tensor of our parameter at a path."""
+  module, _, last = path.rpartition(".")
+  return f"{layout.name(module)}.{'bias' if last == 'bias' else 'weight'}"
+
+
 def module_name(model: nnx.Module, path: str) -> str:
   """Hugging Face's name of the module at a path of our model.
 
   layers.3.mlp.up_proj of a decoder -> model.layers.3.mlp.up_proj.
   """
-  return _LAYOUTS[type(model.config)].name(path)
+  return layout_of(model).name(path)
+
+
+def layout_of(model: nnx.Module) -> Layout:
+  """How checkpoints of the model's family are laid out."""
+  return _LAYOUTS[type(model.config)]
 
 
 def model_shapes(

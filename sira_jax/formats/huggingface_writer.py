@@ -107,11 +107,10 @@ def _write_weights(folder, model, limit):
 
 def _parameters(model) -> dict[str, tuple[jax.Array, bool]]:
   """Tensor's name -> the parameter, and whether a file has it transposed."""
-  found = {}
+  layout, found = huggingface.layout_of(model), {}
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-    *module, last = path
-    name = huggingface.module_name(model, ".".join(map(str, module)))
-    found[f"{name}.weight"] = variable[...], last == "kernel"
+    name = huggingface.tensor_name(layout, ".".join(map(str, path)))
+    found[name] = variable[...], path[-1] == "kernel"
   return found
 
 

@@ -1,65 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder-only transformer of the Llama family.
+"""A decoder-only transformer: Llama, Mistral, Qwen and Gemma.
 
 Parameters have Hugging Face's names as their paths, so that a rule such as
 `layers.*q_proj` means the same module here and there.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sira_jax import ambient, sharding
-from sira_jax.models import layers, stacking
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """The sizes of a decoder.
-
-  Attributes:
-    vocabulary_size: rows of the embedding table.
-    layers: number of blocks.
-    d_model: width of the residual stream.
-    heads: query heads of a block.
-    kv_heads: key and value heads; divides `heads`.
-    head_dim: width of one head; even, for the rotary pairs.
-    d_ff: inner width of the feed-forward layer.
-    rope_theta: base of the rotary frequencies.
-    norm_epsilon: added to the mean square in each RMSNorm.
-    tied_embeddings: whether the logits use the embedding table.
-    max_length: the longest sequence that the model was made for.
-
-  Raises:
-    ValueError: heads do not divide by kv_heads, or head_dim is odd.
-  """
-
-  vocabulary_size: int
-  layers: int
-  d_model: int
-  heads: int
-  kv_heads: int
-  head_dim: int
-  d_ff: int
-  rope_theta: float
-  norm_epsilon: float
-  tied_embeddings: bool
-  max_length: int
-
-  def __post_init__(self):
-    if self.heads % self.kv_heads:
-      raise ValueError(
-        f"heads must be a multiple of kv_heads, got heads={self.heads} and "
-        f"kv_heads={self.kv_heads}."
-      )
-    if self.head_dim % 2:
-      raise ValueError(
-        f"head_dim must be even (rotary pairs), got {self.head_dim}."
-      )
+from sira_jax import ambient
+from sira_jax.models import decoder_blocks, layers, stacking
+from sira_jax.models.decoder_blocks import DecoderConfig, Layout, View
 
 
 @jax.tree_util.register_dataclass
@@ -69,84 +24,6 @@ class Cache:
 
   keys: tuple[Float[Array, "batch slots kv_heads head_dim"], ...]
   values: tuple[Float[Array, "batch slots kv_heads head_dim"], ...]
-
-
-class Layout(NamedTuple):
-  """Where the tokens stand and whom they see: the same for every block."""
-
-  positions: Int[Array, "#batch length"]
-  cos: Float[Array, "#batch length 1 half"]
-  sin: Float[Array, "#batch length 1 half"]
-  mask: Bool[Array, "#batch length slots"]
-
-
-class Attention(nnx.Module):
-  """Grouped-query self-attention with rotary positions."""
-
-  SAME_INPUT = ("q_proj", "k_proj", "v_proj")
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
-    self.head_dim = config.head_dim
-    d, made = config.d_model, {"rngs": rngs, "dtype": dtype}
-    f, kv_f = (n * config.head_dim for n in (config.heads, config.kv_heads))
-    self.q_proj = layers.linear(("d", "heads"), (d, f), **made)
-    self.k_proj = layers.linear(("d", "kv_heads"), (d, kv_f), **made)
-    self.v_proj = layers.linear(("d", "kv_heads"), (d, kv_f), **made)
-    self.o_proj = layers.linear(("heads", "d"), (f, d), **made)
-
-  def __call__(self, x: Float[Array, "batch length d"], layout: Layout, past):
-    """Attends; `past` is a layer's (keys, values) to write to, or None."""
-    by_head = (*x.shape[:2], -1, self.head_dim)
-    queries, keys, values = (
-      project(x).reshape(by_head)
-      for project in (self.q_proj, self.k_proj, self.v_proj)
-    )
-    queries = layers.rotate(queries, layout.cos, layout.sin)
-    keys = layers.rotate(keys, layout.cos, layout.sin)
-    if past is not None:
-      at = (jnp.arange(x.shape[0])[:, None], layout.positions)
-      keys = past[0].at[at].set(keys.astype(past[0].dtype))
-      values = past[1].at[at].set(values.astype(past[1].dtype))
-    mixed = layers.attention(queries, keys, values, layout.mask)
-    return self.o_proj(mixed.reshape(*x.shape[:2], -1)), (keys, values)
-
-
-class MLP(nnx.Module):
-  """y = down(silu(gate(x)) * up(x)); Shazeer 2020, SwiGLU."""
-
-  SAME_INPUT = ("gate_proj", "up_proj")
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
-    d, f, made = config.d_model, config.d_ff, {"rngs": rngs, "dtype": dtype}
-    self.gate_proj = layers.linear(("d", "f"), (d, f), **made)
-    self.up_proj = layers.linear(("d", "f"), (d, f), **made)
-    self.down_proj = layers.linear(("f", "d"), (f, d), **made)
-
-  def __call__(
-    self, x: Float[Array, "batch length d"]
-  ) -> Float[Array, "batch length d"]:
-    """The formula above."""
-    return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
-    norm = {"epsilon": config.norm_epsilon, "dtype": dtype}
-    self.input_layernorm = layers.RMSNorm(config.d_model, **norm)
-    self.self_attn = Attention(config, rngs=rngs, dtype=dtype)
-    self.post_attention_layernorm = layers.RMSNorm(config.d_model, **norm)
-    self.mlp = MLP(config, rngs=rngs, dtype=dtype)
-
-  def __call__(
-    self, x: Float[Array, "batch length d"], layout: Layout, past=None
-  ):
-    """The new x, and the block's keys and values as `Attention` gives them."""
-    mixed, past = self.self_attn(self.input_layernorm(x), layout, past)
-    x = x + mixed
-    x = x + self.mlp(self.post_attention_layernorm(x))
-    return sharding.constrain(x, "batch", "length", None), past
 
 
 class Decoder(nnx.Module):
@@ -185,12 +62,11 @@ class Decoder(nnx.Module):
     self.embed_tokens = layers.embedding(
       config.vocabulary_size, config.d_model, **made
     )
+    windowed = config.windowed or (False,) * config.layers
     self.layers = nnx.List(
-      [Block(config, **made) for _ in range(config.layers)]
+      [decoder_blocks.Block(config, windowed=w, **made) for w in windowed]
     )
-    self.norm = layers.RMSNorm(
-      config.d_model, epsilon=config.norm_epsilon, dtype=dtype
-    )
+    self.norm = decoder_blocks.norm(config, dtype)
     if not config.tied_embeddings:
       sizes = (config.d_model, config.vocabulary_size)
       self.lm_head = layers.linear(("d", "vocabulary"), sizes, **made)
@@ -238,8 +114,9 @@ class Decoder(nnx.Module):
     if segments is not None:
       # Padding is a segment too: its tokens see each other and thus something.
       mask &= segments.ids[:, :, None] == segments.ids[:, None, :]
-    layout = self._layout(decoder_positions, mask)
-    x = layers.look_up(self.embed_tokens, decoder_input_tokens)
+    at = jnp.arange(length)
+    layout = self._layout(decoder_positions, mask, at[:, None] - at)
+    x = self._embedded(decoder_input_tokens)
     with ambient.SEGMENTS(segments):
       x = self._through_blocks(x, layout)
     return self.norm(x)
@@ -248,9 +125,11 @@ class Decoder(nnx.Module):
     self, hidden: Float[Array, "batch length d"]
   ) -> Float[Array, "batch length vocabulary"]:
     """float32 scores of every next token."""
-    if not self.config.tied_embeddings:
-      return self.lm_head(hidden).astype(jnp.float32)
-    return layers.tied_logits(self.embed_tokens, hidden)
+    if self.config.tied_embeddings:
+      scores = layers.tied_logits(self.embed_tokens, hidden)
+    else:
+      scores = self.lm_head(hidden).astype(jnp.float32)
+    return layers.capped(scores, self.config.logit_cap)
 
   def __call__(
     self, decoder_input_tokens: Int[Array, "batch length"], **features
@@ -303,11 +182,12 @@ class Decoder(nnx.Module):
     `real` says to layers that ask (`ambient.SEGMENTS`) which are no padding.
     """
     slots = jnp.arange(cache.keys[0].shape[1])
-    layout = self._layout(positions, slots <= positions[:, :, None])
+    ago = positions[:, :, None] - slots
+    layout = self._layout(positions, ago >= 0, ago)
     segments = None
     if real is not None:
       segments = ambient.Segments(real.astype(jnp.int32), packed=False)
-    x = layers.look_up(self.embed_tokens, tokens)
+    x = self._embedded(tokens)
     kept = []
     with ambient.SEGMENTS(segments), ambient.DECODING(True):
       for block, *past in zip(
@@ -319,7 +199,7 @@ class Decoder(nnx.Module):
     return self.norm(x), Cache(keys, values)
 
   def _through_blocks(self, x, layout):
-    call = Block.__call__
+    call = decoder_blocks.Block.__call__
     if self.remat:
       call = nnx.remat(call)
     if self.scan:
@@ -328,8 +208,26 @@ class Decoder(nnx.Module):
       x, _ = call(block, x, layout)
     return x
 
-  def _layout(self, positions, mask) -> Layout:
-    cos, sin = layers.rotary(
-      positions, self.config.head_dim, theta=self.config.rope_theta
-    )
-    return Layout(positions, cos, sin, mask)
+  def _embedded(self, tokens):
+    x = layers.look_up(self.embed_tokens, tokens)
+    if self.config.embedding_scale is None:
+      return x
+    return x * jnp.asarray(self.config.embedding_scale, x.dtype)
+
+  def _layout(self, positions, mask, ago) -> Layout:
+    """Of a mask, and how many tokens before a query each slot is."""
+    config = self.config
+
+    def view(mask, theta, scaling):
+      angles = layers.rotary(
+        positions, config.head_dim, theta=theta, scaling=scaling
+      )
+      return View(*angles, mask)
+
+    whole, windowed = view(mask, config.rope_theta, config.rope_scaling), None
+    if config.windowed:
+      near = mask & (ago < config.window)
+      windowed = whole._replace(mask=near)
+      if config.local_rope_theta is not None:
+        windowed = view(near, config.local_rope_theta, None)
+    return Layout(positions, whole, windowed)

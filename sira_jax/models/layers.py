@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What transformers are made of: projections, norm, rotary, attention."""
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,20 @@ from sira_jax import sharding
 
 
 def linear(
-  axes: tuple[str, str], sizes: tuple[int, int], *, rngs: nnx.Rngs, dtype
+  axes: tuple[str, str],
+  sizes: tuple[int, int],
+  *,
+  rngs: nnx.Rngs,
+  dtype,
+  bias: bool = False,
 ) -> nnx.Linear:
   """Exactly an nnx.Linear, for `adapt` finds its sites by that type."""
   return nnx.Linear(
     *sizes,
-    use_bias=False,
+    use_bias=bias,
     param_dtype=dtype,
     kernel_metadata={"axes": axes},
+    bias_metadata={"axes": axes[1:]},
     rngs=rngs,
   )
 
@@ -61,32 +69,91 @@ def tied_logits(
 class RMSNorm(nnx.Module):
   """y = scale * x / sqrt(mean(x^2) + epsilon), computed in float32.
 
+  With `offset` it is 1 + scale instead, as in Gemma.
+
   Zhang and Sennrich 2019, eq. 4; epsilon inside the root as in Llama.
   """
 
-  def __init__(self, d: int, *, epsilon: float, dtype: jnp.dtype):
+  def __init__(
+    self,
+    d: int,
+    *,
+    epsilon: float,
+    dtype: jnp.dtype,
+    offset: bool = False,
+    axis: str | None = "d",
+  ):
     self.epsilon = epsilon
-    self.scale = nnx.Param(jnp.ones((d,), dtype), axes=("d",))
+    self.offset = offset
+    start = jnp.zeros if offset else jnp.ones
+    self.scale = nnx.Param(start((d,), dtype), axes=(axis,))
 
   def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """The formula above, in the dtype of x."""
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
-    return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+    scale = self.scale[...].astype(jnp.float32)
+    scale = 1 + scale if self.offset else scale
+    return (normed * scale).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Lower rotary frequencies, for sequences longer than first trained on.
+
+  All are divided by `factor`; or, with `low` and `high`, of waves longer than
+  original_length / low those are, of waves shorter than original_length / high
+  none is, and in between the divisor's inverse goes linearly, in turns per
+  original_length, from one to the other (Llama 3.1).
+
+  Attributes:
+    factor: the divisor.
+    low: turns within the original length, below which it is divided by.
+    high: turns, above which nothing changes; greater than `low`.
+    original_length: in tokens.
+  """
+
+  factor: float
+  low: float | None = None
+  high: float | None = None
+  original_length: int | None = None
+
+  def __post_init__(self):
+    bands = (self.low, self.high, self.original_length)
+    if None in bands and any(bands):
+      raise ValueError(f"low, high and original_length go together: {bands}.")
+    if self.low is not None and not self.low < self.high:
+      raise ValueError(f"low must be below high, got {self.low}, {self.high}.")
+
+  def __call__(self, frequencies: Float[Array, "half"]) -> Float[Array, "half"]:
+    """The new frequencies, in radians per token."""
+    if self.low is None:
+      return frequencies / self.factor
+    turns = self.original_length * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return frequencies * (kept + (1 - kept) / self.factor)
 
 
 def rotary(
-  positions: Int[Array, "batch length"], head_dim: int, *, theta: float
+  positions: Int[Array, "batch length"],
+  head_dim: int,
+  *,
+  theta: float,
+  scaling: RopeScaling | None = None,
 ) -> tuple[
   Float[Array, "batch length 1 half"], Float[Array, "batch length 1 half"]
 ]:
   """Cosines and sines of position * theta^(-2i / head_dim), 2i < head_dim.
 
   float32, with an axis for heads; `rotate` takes them. Su et al. 2021.
+  `scaling` changes the frequencies, which positions are multiplied by.
   """
   exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions[..., None, None].astype(jnp.float32) * theta**-exponents
+  frequencies = theta**-exponents
+  if scaling is not None:
+    frequencies = scaling(frequencies)
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies
   return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -105,6 +172,11 @@ def rotate(
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
+def capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+  """cap * tanh(x / cap); x without a cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def attention(
   queries: Float[Array, "batch length heads head_dim"],
   keys: Float[Array, "batch slots kv_heads head_dim"],
@@ -113,13 +185,14 @@ def attention(
   *,
   bias: Float[Array, "#batch heads length slots"] | None = None,
   scale: float | None = None,
+  cap: float | None = None,
 ) -> Float[Array, "batch length heads head_dim"]:
   """softmax(scale q k^T + bias) v over the slots where the mask is True.
 
-  The scale is 1 / sqrt(head_dim) unless given. Query head h reads key head
-  h // (heads / kv_heads) (grouped-query attention, Ainslie et al. 2023).
-  Softmax in float32; a query whose mask is False everywhere averages all
-  slots, so it is finite.
+  The scale is 1 / sqrt(head_dim) unless given; `cap` is `capped`'s. Query head
+  h reads key head h // (heads / kv_heads) (grouped-query attention, Ainslie et
+  al. 2023). Softmax in float32; a query whose mask is False everywhere averages
+  all slots, so it is finite.
   """
   batch, length, heads, head_dim = queries.shape
   slots, kv_heads = keys.shape[1:3]
@@ -135,6 +208,7 @@ def attention(
   )
   scores = scores.reshape(batch, kv_heads, group, length, slots)
   scores = scores * (head_dim**-0.5 if scale is None else scale)
+  scores = capped(scores, cap)
   if bias is not None:
     scores += bias.reshape(-1, kv_heads, group, length, slots)
   # The most negative finite number: -inf would make an empty row NaN.

@@ -163,12 +163,12 @@ LLAMA, T5 = "tiny_llama_sharded", "tiny_t5_gated"
     (
       LLAMA,
       dict(rope_scaling={"rope_type": "llama3"}),
-      "rope_scaling = .*llam",
+      "rope_scaling: expected factor to be a positive float, got None",
     ),
     (
       LLAMA,
       dict(rope_parameters={"rope_type": "yarn", "rope_theta": 5.0}),
-      "rope_type = 'yarn' is not supported; expected 'default'",
+      "rope_type = 'yarn' is not supported; known are default, linear, llama3",
     ),
     (LLAMA, dict(rope_parameters={"factor": 8.0}), r"entries \['factor'\]"),
     (LLAMA, dict(sliding_window=4096), "sliding_window = 4096 is not supp"),
@@ -186,9 +186,10 @@ LLAMA, T5 = "tiny_llama_sharded", "tiny_t5_gated"
     (LLAMA, dict(hidden_size=True), "hidden_size to be a positive int, got Tr"),
     (
       LLAMA,
-      dict(num_hidden_layers=2**31 - 1),
-      "blocks are more than the 21 tens",
+      dict(num_hidden_layers=9_999),
+      "9999 blocks are more than the 21 tens",
     ),
+    (LLAMA, dict(num_hidden_layers=2**31 - 1), "at most 10000, got 2147483647"),
     (LLAMA, dict(rms_norm_eps=float("nan")), "positive float, got nan"),
     (LLAMA, dict(rms_norm_eps=10**400), "positive float, got 1000"),
     (LLAMA, dict(vocab_size=2**31), "positive int, got 2147483648"),
