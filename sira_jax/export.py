@@ -193,6 +193,7 @@ def write_merged(export: Export) -> str:
     source=sources.fetch(base.uri, sha256=export.config.base.sha256),
     tokenizer=base.tokenizer,
     eos_id=base.eos_id,
+    spare=base.spare,
   )
   return f"The whole model, in {len(files)} file(s) of weights."
 

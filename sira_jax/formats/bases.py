@@ -7,7 +7,13 @@ from flax import nnx
 import jax.numpy as jnp
 import tokenizers
 
-from sira_jax.formats import gguf, gguf_tokenizer, huggingface, sources
+from sira_jax.formats import (
+  gguf,
+  gguf_tokenizer,
+  huggingface,
+  padding,
+  sources,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Base:
     tokenizer: its own.
     eos_id: the token that ends a text.
     fingerprint: sha256 of its file, or over its folder's config and weights.
+    spare: the id that has changed places with 0; see `padding`.
   """
 
   uri: str
@@ -27,6 +34,7 @@ class Base:
   tokenizer: tokenizers.Tokenizer
   eos_id: int
   fingerprint: str
+  spare: int | None = None
 
 
 def load(
@@ -55,12 +63,17 @@ def load(
   path = _path(uri, sha256, dtype)
   made = {"dtype": jnp.dtype(dtype), "remat": remat, "scan": scan}
   if path.is_dir():
+    tokenizer = huggingface.tokenizer(path)
+    spare = padding.spare(tokenizer)
     base = Base(
       uri=uri,
-      model=huggingface.load_model(path, **made),
-      tokenizer=huggingface.tokenizer(path),
+      model=huggingface.load_model(path, spare=spare, **made),
+      tokenizer=(
+        tokenizer if spare is None else padding.swapped(tokenizer, spare)
+      ),
       eos_id=huggingface.eos_id(path),
       fingerprint=huggingface.fingerprint(path),
+      spare=spare,
     )
   else:
     base = Base(

@@ -106,12 +106,17 @@ _LAYOUTS = {
 
 
 def load_model(
-  folder: pathlib.Path, *, dtype=jnp.float32, **settings: bool
+  folder: pathlib.Path,
+  *,
+  dtype=jnp.float32,
+  spare: int | None = None,
+  **settings: bool,
 ) -> nnx.Module:
   """The model in the folder, its weights cast to `dtype`.
 
-  Where a mesh is in use, they are born on it. `settings` are the model's:
-  remat, scan.
+  Where a mesh is in use, they are born on it. `spare` is the token that
+  changes places with token 0, in every table of tokens (see `padding`), and
+  `settings` are the model's: remat, scan.
 
   Raises:
     ValueError: a config that we do not implement; or one that lists every
@@ -138,9 +143,16 @@ def load_model(
       + "\n  ".join(problems)
     )
 
+  tables = {layout.table, HEAD} if spare is not None else set()
+
   def read(path, index):
     tensor = tensors[names[path]]
-    part = tensor[index[::-1]].T if _is_kernel(path) else tensor[index]
+    index = index[::-1] if _is_kernel(path) else index
+    part = tensor[index]
+    if names[path] in tables:
+      part = np.array(part)
+      _swap_rows(part, tensor, index, 0, spare)
+    part = part.T if _is_kernel(path) else part
     # Copied: a change of the file would change the weights otherwise.
     return np.array(part, dtype, order="C")
 
@@ -248,6 +260,15 @@ def fingerprint(folder: pathlib.Path) -> str:
       raise ValueError(f"{path}: cannot be read: {error}") from error
     whole.update(f"{path.name} {digest}\n".encode())
   return whole.hexdigest()
+
+
+def _swap_rows(part, tensor, index, *pair):
+  """Rows of a pair change places in the part of a tensor that is at index."""
+  rows, *rest = index
+  start, stop, _ = rows.indices(len(tensor))
+  for here, there in zip(pair, pair[::-1], strict=True):
+    if start <= here < stop:
+      part[here - start] = tensor[there, *rest]
 
 
 def _shapes(config, **settings):

@@ -47,6 +47,7 @@ def write(
   source: pathlib.Path,
   tokenizer: tokenizers.Tokenizer,
   eos_id: int,
+  spare: int | None = None,
   shard: int = SHARD,
 ) -> list[str]:
   """Writes the model's weights, with all that a reader needs beside them.
@@ -60,6 +61,7 @@ def write(
       are taken over, or a file.
     tokenizer: of a model that comes from a file.
     eos_id: what ends its texts.
+    spare: the token that had changed places with token 0; see `padding`.
     shard: bytes of a file of weights, at most, but for a single tensor.
 
   Returns:
@@ -79,12 +81,14 @@ def write(
       "eos_token": tokenizer.id_to_token(eos_id),
     }
     _dump(folder / "tokenizer_config.json", told)
-  return _write_weights(folder, model, shard)
+  return _write_weights(folder, model, spare, shard)
 
 
-def _write_weights(folder, model, limit):
+def _write_weights(folder, model, spare, limit):
   """The shards and their index; a single one needs none."""
   parameters = _parameters(model)
+  tables = {huggingface.layout_of(model).table, huggingface.HEAD}
+  tables = set() if spare is None else tables
   sizes = {name: value.nbytes for name, (value, _) in parameters.items()}
   shards = list(_shards(sizes, limit))
   names, where = [], {}
@@ -93,6 +97,9 @@ def _write_weights(folder, model, limit):
     if len(shards) > 1:
       name = f"model-{number:05}-of-{len(shards):05}.safetensors"
     tensors = {key: _tensor(*parameters[key]) for key in keys}
+    for key in tables & tensors.keys():
+      tensors[key] = np.array(tensors[key])
+      tensors[key][[0, spare]] = tensors[key][[spare, 0]]
     safetensors.save_file(tensors, folder / name, metadata={"format": "pt"})
     names.append(name)
     where |= dict.fromkeys(keys, name)
