@@ -1,5 +1,6 @@
 """What README says runs, and what it maps exists."""
 
+import os
 import pathlib
 import re
 import shlex
@@ -48,7 +49,8 @@ def test_commands_run(tmp_path):
     if command == "python -m pytest":
       continue
     words = shlex.split(command)[1:]
-    words[0] = str(ROOT / words[0])
+    if words[0] != "-m":
+      words[0] = str(ROOT / words[0])
     config = [word for word in words if word.startswith("--config=")]
     words = [word for word in words if word not in config]
     if words[0].endswith("train.py"):
@@ -61,6 +63,7 @@ def test_commands_run(tmp_path):
       capture_output=True,
       text=True,
       check=False,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, (command, done.stderr[-2000:])
   made = {path.name for path in (tmp_path / "runs").iterdir()}
