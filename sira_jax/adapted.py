@@ -33,6 +33,22 @@ class Adapted:
   stages: int
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks what a config says of the model; `validation` checks all of it.
+
+  Raises:
+    ValueError: a group that is missing, a field of the base or the mesh that
+      is unknown or missing, or a rule that is refused.
+  """
+  groups = {"base", "decoding", "mesh", "rules", "seed", "training"}
+  lacking = sorted(groups - set(config))
+  if lacking:
+    raise ValueError(f"The config lacks the groups {lacking}.")
+  configuration.check("base", bases.load, config.base)
+  configuration.check("mesh", sharding.layout, config.mesh, given=("devices",))
+  configuration.rules(config.rules)
+
+
 def layout(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
@@ -130,22 +146,20 @@ def restore(
   What can be missed of the run is missed before the base is loaded.
 
   Raises:
-    ValueError: the config is not of this version, the base cannot be had, the
-      run has no good checkpoint or allocation yet, or they do not fit each
-      other.
+    ValueError: the base cannot be had, the run has no good checkpoint or
+      allocation yet, or they do not fit each other.
   """
-  _check(config)
   training, counts = stages(config), allocated(workdir)
+  if "allocation" in config and counts is None:
+    raise ValueError(
+      f"The run in {workdir} has no allocation.json, which says how many"
+      " experts each layer has. Train it, or put a copy of the file back."
+    )
   first = training[0]
   if first.steps and not stages_lib.saved(workdir, training, first):
     raise ValueError(
       f"The run in {workdir} has no checkpoint yet. Train it, or wait for its"
       f" step {config.training.checkpoint_every}."
-    )
-  if "allocation" in config and counts is None:
-    raise ValueError(
-      f"The run in {workdir} has no allocation.json, which says how many"
-      " experts each layer has. Put a copy of it back."
     )
   base = load(config)
   adapt(base.model, config, counts)
@@ -154,13 +168,3 @@ def restore(
   )
   base.model.eval()
   return Adapted(base, stage.number, step, len(training))
-
-
-def _check(config):
-  """Of the config's groups, those of the model, for it may be an older one."""
-  groups = {"base", "decoding", "mesh", "rules", "seed", "training"}
-  lacking = sorted(groups - set(config))
-  if lacking:
-    raise ValueError(f"The config of the run lacks {', '.join(lacking)}.")
-  configuration.check("base", bases.load, config.base)
-  configuration.rules(config.rules)

@@ -29,6 +29,8 @@ from sira_jax import (
   sharding,
   texts,
 )
+from sira_jax import prompts as prompts_lib
+from sira_jax.formats import bases
 
 # What each way to decode takes no notice of, and so refuses.
 _SAMPLING = ("top_k", "top_p", "seed")
@@ -90,14 +92,19 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(given["workdir"])
     config = runs.load_config(workdir)
     prompts = read(argv[1:], given["file"], escapes=given["escapes"])
+    adapted.check(config)
+    if given["max_new_tokens"] is None:
+      given["max_new_tokens"] = config.decoding.max_new_tokens
     adapted.lay_out_anew(config, fsdp=given["fsdp"], tensor=given["tensor"])
     mesh, rules = adapted.layout(config)
-    # Standard output is for answers.
-    with sharding.use(mesh, rules), contextlib.redirect_stdout(sys.stderr):
+  # Standard output is for answers.
+  with sharding.use(mesh, rules), contextlib.redirect_stdout(sys.stderr):
+    with process.user_errors():
       model = adapted.restore(config, workdir)
-      where = f"stage {model.stage}, " if model.stages > 1 else ""
-      print(f"{workdir}, {where}step {model.step}", flush=True)
-      found = answers(model, config, prompts, given)
+      inputs = tokens(model.base, prompts, given["max_new_tokens"])
+    where = f"stage {model.stage}, " if model.stages > 1 else ""
+    print(f"{workdir}, {where}step {model.step}", flush=True)
+    found = answers(model.base, inputs, config.decoding.batch_size, given)
   for line in lines(prompts, found, as_json=given["json"]):
     print(line)
 
@@ -172,33 +179,45 @@ def read(
   return [_unescaped(prompt) for prompt in found] if escapes else found
 
 
-def answers(
-  model: adapted.Adapted,
-  config: Any,
-  prompts: Sequence[str],
-  given: dict[str, Any],
-) -> list[list[dict[str, Any]]]:
-  """For each prompt its answers: text, tokens and, of a beam, the score."""
-  base = model.base
+def tokens(
+  base: bases.Base, prompts: Sequence[str], max_new_tokens: int
+) -> list[list[int]]:
+  """What the model reads of each prompt.
+
+  Raises:
+    ValueError: a prompt that is too long, or contains padding.
+  """
   encoder = adapted.has_encoder(base.model)
-  inputs = [
+  found = [
     texts.prompt(ids, eos_id=base.eos_id, encoder=encoder)
     for ids in texts.encode(base.tokenizer, prompts)
   ]
-  decode = _decoder(given)
-  found = decode(
+  prompts_lib.check(
+    found, max_length=base.model.max_length, max_new_tokens=max_new_tokens
+  )
+  return found
+
+
+def answers(
+  base: bases.Base,
+  inputs: Sequence[Sequence[int]],
+  batch_size: int,
+  given: dict[str, Any],
+) -> list[list[dict[str, Any]]]:
+  """For each prompt its answers: text, tokens and, of a beam, the score."""
+  found = _decoder(given)(
     base.model,
     inputs,
-    max_new_tokens=given["max_new_tokens"] or config.decoding.max_new_tokens,
+    max_new_tokens=given["max_new_tokens"],
     eos_id=base.eos_id,
-    batch_size=config.decoding.batch_size,
+    batch_size=batch_size,
   )
 
   def answer(one):
-    tokens = one.tokens if isinstance(one, beams.Beam) else one
-    text = texts.decode(base.tokenizer, tokens, eos_id=base.eos_id)
+    ids = one.tokens if isinstance(one, beams.Beam) else one
+    text = texts.decode(base.tokenizer, ids, eos_id=base.eos_id)
     score = {"score": one.score} if isinstance(one, beams.Beam) else {}
-    return {"text": text, "tokens": tokens, **score}
+    return {"text": text, "tokens": ids, **score}
 
   return [[answer(one) for one in several] for several in found]
 
