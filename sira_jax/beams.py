@@ -71,9 +71,9 @@ def search(
   would not better the worst of them (which a length penalty may make wrong);
   with `early_stopping`, when it has that many.
 
-  This is Hugging Face's `generate(num_beams=beams)` with its defaults and the
-  same tokens, of which tests keep examples. Programs are as for
-  `decoding.greedy`, for each number of beams, too.
+  Source: Hugging Face's `generate(num_beams=beams)`, with its defaults and the
+  same tokens, of which tests keep examples (transformers 5.23). Programs are
+  as for `decoding.greedy`, for each number of beams, too.
 
   Args:
     model: in evaluation mode.

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from sira_jax import beams, decoding
+from sira_jax import beams, decoding, meshes, sharding
 from tests import tiny_generation
 
 # As in tests/golden/make_generation.py.
@@ -73,6 +73,15 @@ def test_one_beam_is_greedy():
   assert tokens(search(golden, width=1, batch_size=1)) == [
     [ids] for ids in golden.tokens("greedy")
   ]
+
+
+def test_on_a_mesh():
+  """Prompts and weights over four devices, the beams of one in one place."""
+  golden = tiny_generation.Golden("tiny_llama_sharded")
+  with sharding.use(meshes.mesh(data=2, fsdp=2, devices=jax.devices()[:4])):
+    sharding.place(golden.model)
+    # Two prompts' beams at once, rounded up to four rows of prompts.
+    assert tokens(search(golden, batch_size=8)) == golden.tokens("beams/plain")
 
 
 def test_refused():
