@@ -9,6 +9,7 @@ import pathlib
 from absl import flags
 
 from sira_jax import (
+  adapted,
   assembly,
   distributed,
   evaluation,
@@ -40,12 +41,9 @@ def main(argv):
   with process.user_errors():
     process.refuse_arguments(argv)
     config = runs.load_config(workdir)
-    given = {"fsdp": _FSDP.value, "tensor": _TENSOR.value}
-    given = {name: size for name, size in given.items() if size}
-    if given:
-      config.mesh.update(data=-1, slices=1, **given)
+    adapted.lay_out_anew(config, fsdp=_FSDP.value, tensor=_TENSOR.value)
     validation.check(config)
-    mesh, rules = assembly.layout(config)
+    mesh, rules = adapted.layout(config)
   with sharding.use(mesh, rules):
     score(config, workdir)
 

@@ -27,6 +27,7 @@ import jax
 from ml_collections import config_flags
 
 from sira_jax import (
+  adapted,
   analysis,
   assembly,
   checkpoints,
@@ -91,7 +92,7 @@ def main(argv):
     if _PLAN.value or _TOPOLOGY.value:
       return print(planned(config, _TOPOLOGY.value).describe())
     validation.check(config)
-    mesh, rules = assembly.layout(config)
+    mesh, rules = adapted.layout(config)
     validation.check_rows(config, mesh)
   try:
     with sharding.use(mesh, rules), runs.storage_errors(workdir):
@@ -105,7 +106,7 @@ def planned(config, topology) -> plan.Plan:
   """What the run's first step needs, here or on the chips of a topology."""
   validation.check(config)
   devices = None if topology is None else plan.devices(topology)
-  mesh, rules = assembly.layout(config, devices)
+  mesh, rules = adapted.layout(config, devices)
   validation.check_rows(config, mesh)
   return assembly.plan(config, mesh, rules)
 

@@ -14,6 +14,7 @@ import ml_collections
 import optax
 
 from sira_jax import (
+  adapted,
   configuration,
   distributed,
   evaluation,
@@ -21,7 +22,7 @@ from sira_jax import (
   sharding,
 )
 from sira_jax import plan as plans
-from sira_jax.adapters import allocation, sensitivity, surgery
+from sira_jax.adapters import sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
 from sira_jax.data import evaluation as evaluation_data
 from sira_jax.data import lengths, mixtures, pipeline, vocabularies
@@ -54,36 +55,6 @@ class Assembly:
   stages: tuple[sparsifying.Stage, ...]
 
 
-def layout(
-  config: ml_collections.ConfigDict,
-  devices: Sequence[jax.Device] | None = None,
-) -> tuple[jax.sharding.Mesh, sharding.Rules]:
-  """The config's mesh and rules, of all devices there are or of those given.
-
-  Raises:
-    ValueError: it does not fit the devices.
-  """
-  try:
-    return sharding.layout(**config.mesh, devices=devices)
-  except ValueError as error:
-    raise ValueError(f"config.mesh: {error}") from None
-
-
-def stages(config: ml_collections.ConfigDict) -> tuple[sparsifying.Stage, ...]:
-  """The stages of its training.
-
-  Raises:
-    ValueError: config.sparsity cannot be.
-  """
-  steps = config.training.steps
-  if "sparsity" not in config:
-    return (sparsifying.Stage(0, steps),)
-  try:
-    return sparsifying.stages(steps=steps, **config.sparsity)
-  except ValueError as error:
-    raise ValueError(f"config.sparsity: {error}") from None
-
-
 def optimizer(
   config: ml_collections.ConfigDict, stage: sparsifying.Stage
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -113,7 +84,7 @@ def _has_encoder(model, config) -> bool:
   Raises:
     ValueError: it does not.
   """
-  encoder = "encoder_input_tokens" in model.FEATURES
+  encoder = adapted.has_encoder(model)
   if encoder != (config.batches.targets_length is not None):
     raise ValueError(
       f"config.base.uri is {'an encoder-decoder' if encoder else 'a decoder'},"
@@ -127,9 +98,9 @@ def _has_encoder(model, config) -> bool:
 
 def _counts(model, mixture, config, workdir):
   """Experts by layer: of the run in `workdir`, or decided now."""
-  file = workdir / "allocation.json"
-  if file.exists():
-    return allocation.load(file)
+  counts = adapted.allocated(workdir)
+  if counts is not None:
+    return counts
   costs = expert_budget.costs(model, config.rules)
   print("Measuring the sensitivity of each layer ...", flush=True)
   scores = {
@@ -167,8 +138,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
     ValueError: what cannot be had or does not fit; see the functions of the
       config's groups.
   """
-  base = bases.load(**config.base)
-  sharding.place(base.model)
+  base = adapted.load(config)
   encoder = _has_encoder(base.model, config)
   limit = base.model.max_length
   _check_length(config, limit)
@@ -186,19 +156,16 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
       f" leave room for the longest prompt, of {prompt} tokens, in the model's"
       f" context of {limit} tokens."
     )
-  training = stages(config)
+  training = adapted.stages(config)
   memory = ()
   if len(training) > 1:
     memory = evaluation_data.memorisation(
       mixture, examples=config.evaluation.examples, encoder=encoder
     )
-  rules, counts = configuration.rules(config.rules), None
+  counts = None
   if "allocation" in config:
     counts = _counts(base.model, mixture, config, workdir)
-    rules = expert_budget.rules(base.model, config.rules, counts)
-  sites = ()
-  if rules:
-    sites = surgery.adapt(base.model, rules, rngs=nnx.Rngs(config.seed))
+  sites = adapted.adapt(base.model, config, counts)
   data = mixtures.fingerprint(
     mixture, seed=config.seed, **config.batches.to_dict()
   )
@@ -220,7 +187,7 @@ def plan(
   Raises:
     ValueError: experts are still to be allocated, or nothing is trained.
   """
-  adapters, stage = configuration.rules(config.rules), stages(config)[0]
+  adapters, stage = configuration.rules(config.rules), adapted.stages(config)[0]
   if "allocation" in config or not stage.steps:
     raise ValueError(
       "There is no step to plan: experts are allocated from the weights, which"
@@ -273,7 +240,7 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {line}" for line in lengths.table(rows).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
-      f" {_devices(layout(config)[0])}",
+      f" {_devices(adapted.layout(config)[0])}",
     ]
   )
 

@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy decoding with any model that has a cache."""
+"""Greedy or sampled continuations, with any model that has a cache."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+import zlib
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key, Shaped
 import numpy as np
 
-from sira_jax import sharding
+from sira_jax import filters, sharding
+from sira_jax import prompts as prompts_lib
 
-# Prompts are padded to a multiple of this, so that few programs are compiled.
-_BUCKET = 64
+T = TypeVar("T")
 
 
 class Cached(Protocol):
   """The cache protocol: what decoding asks of a model.
 
-  A cache is any pytree that remembers what the model has read.
+  A cache is a pytree that remembers what the model has read; the first axis of
+  each of its arrays is that of the rows.
   """
 
   max_length: float
@@ -60,23 +63,24 @@ def greedy(
   prompts: Sequence[Sequence[int]],
   *,
   max_new_tokens: int,
-  eos_id: int,
+  eos_id: int | Collection[int],
   pad_id: int = 0,
   batch_size: int = 8,
 ) -> list[list[int]]:
-  """The most probable next token, again and again until `eos_id`.
+  """The most probable next token, again and again until a stop token.
 
   Ties go to the lower id. At most `batch_size` prompts are decoded at once,
   those of similar length together. One program is compiled for each number
   of rows (a power of two or `batch_size`, on a mesh rounded up to what it
-  divides), prompt length (a multiple of 64)
-  and `max_new_tokens`, and kept for later calls.
+  divides), prompt length (a multiple of 64), `max_new_tokens` and number of
+  stop tokens (a multiple of 4), and kept for later calls.
 
   Args:
     model: in evaluation mode.
     prompts: token ids, without padding.
-    max_new_tokens: where a continuation ends without `eos_id`.
-    eos_id: ends a continuation and is not part of it.
+    max_new_tokens: where a continuation ends without a stop token.
+    eos_id: one stop token or several: each ends a continuation and is not
+      part of it.
     pad_id: fills shorter prompts; any id will do, for nobody sees it.
     batch_size: the largest number of rows.
 
@@ -87,69 +91,175 @@ def greedy(
     ValueError: a prompt is empty, or too long to be continued by
       `max_new_tokens` within the model's max_length.
   """
-  for i, prompt in enumerate(prompts):
-    if not 0 < len(prompt) <= model.max_length - max_new_tokens:
-      raise ValueError(
-        f"Expected prompts of 1 to {model.max_length - max_new_tokens} tokens "
-        f"(max_length={model.max_length} less max_new_tokens="
-        f"{max_new_tokens}), got {len(prompt)} in prompt {i}. Shorten it or "
-        "lower max_new_tokens."
-      )
+  found = _continuations(
+    model,
+    prompts,
+    {},
+    max_new_tokens=max_new_tokens,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    batch_size=batch_size,
+  )
+  return [ids for (ids,) in found]
+
+
+def sample(
+  model: Cached,
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int,
+  eos_id: int | Collection[int],
+  seed: int,
+  samples: int = 1,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  pad_id: int = 0,
+  batch_size: int = 8,
+) -> list[list[list[int]]]:
+  """Next tokens drawn from the filtered distribution until a stop token.
+
+      token t of draw j ~ softmax(filtered(logits)), by the key
+      fold_in(fold_in(fold_in(key(seed), crc32(prompt)), j), t)
+
+  So what is drawn for a prompt depends on the seed and its own tokens, not on
+  the prompts around it (but for rounding, which differs between shapes), and
+  fewer samples are the first of more. A prompt that comes again draws on:
+  j counts over all of them.
+
+  A prompt is read once for all of its samples. Programs are as for `greedy`,
+  for each number of samples, too, and with or without top_k or top_p; other
+  numbers of temperature, top_k and top_p need no other program.
+
+  Args:
+    model: in evaluation mode.
+    prompts: token ids, without padding.
+    max_new_tokens: where a continuation ends without a stop token.
+    eos_id: as for `greedy`.
+    seed: from 0 to 2**32 - 1.
+    samples: continuations of each prompt.
+    temperature: see `filters.filtered`.
+    top_k: see there.
+    top_p: see there; 1 is none.
+    pad_id: fills shorter prompts.
+    batch_size: the largest number of rows, one for each sample; at least one
+      prompt with all its samples is decoded at once.
+
+  Returns:
+    The samples of each prompt, in the order of the prompts.
+
+  Raises:
+    ValueError: as `greedy` and `filters.check`, no sample, or a seed out of
+      range.
+  """
+  filters.check(temperature=temperature, top_k=top_k, top_p=top_p)
+  if samples < 1:
+    raise ValueError(f"Expected samples of at least 1, got {samples}.")
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"Expected a seed from 0 to 2**32 - 1, got {seed}.")
+  numbers = {
+    "seed": np.array(seed, np.uint32),
+    "temperature": np.array(temperature, np.float32),
+  }
+  if top_k is not None:
+    numbers["top_k"] = np.array(min(top_k, 2**31 - 1), np.int32)
+  if top_p is not None and top_p < 1:
+    numbers["top_p"] = np.array(top_p, np.float32)
+  return _continuations(
+    model,
+    prompts,
+    numbers,
+    max_new_tokens=max_new_tokens,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    batch_size=batch_size,
+    samples=samples,
+  )
+
+
+def repeated(tree: T, copies: int) -> T:
+  """Each row so many times, one after another."""
+  return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), tree)
+
+
+def _continuations(
+  model, prompts, numbers, *, max_new_tokens, eos_id, samples=1, **options
+):
+  """Greedy where there are no numbers to draw by."""
+  prompts_lib.check(
+    prompts, max_length=model.max_length, max_new_tokens=max_new_tokens
+  )
   graph, state = nnx.split(model)
-  continuations: dict[int, list[int]] = {}
-  for rows in _batches(prompts, batch_size):
-    tokens, lengths = _padded([prompts[i] for i in rows], pad_id, batch_size)
+  ends, draws = prompts_lib.ends(eos_id), _draws(prompts, samples)
+  found: dict[int, list[list[int]]] = {}
+  for indices, batch in prompts_lib.batches(prompts, copies=samples, **options):
+    batch |= {"ends": ends, **numbers}
+    if numbers:
+      batch["draws"] = np.zeros((len(batch["lengths"]), 2), np.uint32)
+      batch["draws"][: len(indices)] = draws[indices]
     # Transfers are said, so that decoding runs under jax.transfer_guard.
-    batch = dict(tokens=tokens, lengths=lengths, eos_id=np.array(eos_id))
     decoded = _decode(
-      graph, state, **sharding.rows(batch), max_new_tokens=max_new_tokens
+      graph,
+      state,
+      sharding.rows(batch),
+      max_new_tokens=max_new_tokens,
+      samples=samples,
     )
-    for i, ids in zip(rows, jax.device_get(decoded).tolist(), strict=False):
-      continuations[i] = ids[: ids.index(eos_id)] if eos_id in ids else ids
-  return [continuations[i] for i in range(len(prompts))]
+    rows = jax.device_get(decoded).tolist()
+    for i, ids in zip(indices, rows, strict=False):
+      found[i] = [prompts_lib.cut(one, ends) for one in ids]
+  return [found[i] for i in range(len(prompts))]
 
 
-def _batches(
-  prompts: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[list[int]]:
-  """Indices of prompts to decode together."""
-  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-  for start in range(0, len(order), batch_size):
-    yield order[start : start + batch_size]
-
-
-def _padded(
-  prompts: list[Sequence[int]], pad_id: int, batch_size: int
-) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, "batch"]]:
-  """Prompts filled up to bucketed sizes, and their lengths: 0 in empty rows."""
-  rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
-  rows = -(-rows // sharding.places()) * sharding.places()
-  longest = max(len(prompt) for prompt in prompts)
-  columns = -(-longest // _BUCKET) * _BUCKET
-  tokens = np.full((rows, columns), pad_id, np.int32)
-  lengths = np.zeros(rows, np.int32)
+def _draws(prompts, samples) -> Int[np.ndarray, "prompts 2"]:
+  """Of each prompt its checksum and the number of its first draw."""
+  seen: Counter[int] = Counter()
+  found = np.zeros((len(prompts), 2), np.uint32)
   for i, prompt in enumerate(prompts):
-    tokens[i, : len(prompt)] = prompt
-    lengths[i] = len(prompt)
-  return tokens, lengths
+    checksum = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
+    found[i] = checksum, seen[checksum]
+    seen[checksum] += samples
+  return found
+
+
+def _keys(batch, samples) -> Key[Array, "rows*samples"]:
+  """The key of each row's draws."""
+  key = jax.random.key(batch["seed"])
+
+  def one(checksum, first, j):
+    return jax.random.fold_in(jax.random.fold_in(key, checksum), first + j)
+
+  each = jax.vmap(one, (None, None, 0))
+  numbers = jnp.arange(samples, dtype=jnp.uint32)
+  keys = jax.vmap(each, (0, 0, None))(*batch["draws"].T, numbers)
+  return keys.reshape(-1)
 
 
 # The weights are an argument: constants of their size would be compiled in.
-@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
+@functools.partial(
+  jax.jit, static_argnames=("graph", "max_new_tokens", "samples")
+)
 def _decode(
   graph: nnx.GraphDef,
   state: nnx.State,
-  tokens: Int[Array, "batch length"],
-  lengths: Int[Array, "batch"],
-  eos_id: Int[Array, ""],
+  batch: Mapping[str, Shaped[Array, "..."]],
   *,
   max_new_tokens: int,
-) -> Int[Array, "batch max_new_tokens"]:
-  """Continuations; what follows an `eos_id` is of no meaning."""
+  samples: int,
+) -> Int[Array, "batch samples max_new_tokens"]:
+  """Continuations; what follows a stop token is of no meaning."""
+  ends, limits = batch["ends"], {k: batch.get(k) for k in ("top_k", "top_p")}
+  keys = _keys(batch, samples) if "seed" in batch else None
 
-  def next_token(hidden: Float[Array, "batch 1 d"]) -> Int[Array, "batch"]:
+  def next_token(hidden: Float[Array, "rows 1 d"], step) -> Int[Array, "rows"]:
     scores = nnx.merge(graph, state).logits(hidden)[:, 0]
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    if keys is None:
+      return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    scores = filters.filtered(
+      scores, temperature=batch["temperature"], **limits
+    )
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.vmap(jax.random.categorical)(own, scores).astype(jnp.int32)
 
   def unfinished(carry):
     step, _, finished, _, _ = carry
@@ -161,16 +271,21 @@ def _decode(
     hidden, cache = nnx.merge(graph, state).extend(
       last[:, None], (positions + step - 1)[:, None], cache
     )
-    last = next_token(hidden)
+    last = next_token(hidden, step)
     output = output.at[:, step].set(last)
-    return step + 1, last, finished | (last == eos_id), output, cache
+    return step + 1, last, finished | jnp.isin(last, ends), output, cache
 
-  hidden, positions, cache = nnx.merge(graph, state).start(
-    tokens, lengths, room=max_new_tokens
+  lengths = batch["lengths"]
+  started = nnx.merge(graph, state).start(
+    batch["tokens"], lengths, room=max_new_tokens
   )
-  first = next_token(hidden)
-  output = jnp.full((len(tokens), max_new_tokens), eos_id, jnp.int32)
-  finished = (first == eos_id) | (lengths == 0)
+  if samples > 1:
+    lengths, *started = repeated((lengths, *started), samples)
+  hidden, positions, cache = started
+  first = next_token(hidden, 0)
+  output = jnp.full((len(lengths), max_new_tokens), ends[0], jnp.int32)
+  finished = jnp.isin(first, ends) | (lengths == 0)
   carry = 1, first, finished, output.at[:, 0].set(first), cache
   output = jax.lax.while_loop(unfinished, append, carry)[3]
-  return sharding.constrain(output, None, None)  # for every process
+  output = output.reshape(-1, samples, max_new_tokens)
+  return sharding.constrain(output, None, None, None)  # for every process

@@ -29,20 +29,19 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from sira_jax import (
-  assembly,
+  adapted,
   evaluation,
   export_check,
   model_card,
   process,
   runs,
   sharding,
-  stages,
   starting,
-  validation,
 )
 from sira_jax.adapters import adapter as adapter_lib
 from sira_jax.adapters import pruning, surgery
 from sira_jax.formats import (
+  bases,
   huggingface,
   huggingface_writer,
   native,
@@ -58,14 +57,14 @@ class Export:
   """What a format is written from.
 
   Attributes:
-    run: with the trained model; SoRA's dead ranks are removed.
+    base: its model is the trained one; SoRA's dead ranks are removed.
     config: of the run.
     workdir: of the run.
     folder: to write to.
     name: what the folder calls its base model.
   """
 
-  run: assembly.Assembly
+  base: bases.Base
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
   folder: pathlib.Path
@@ -74,7 +73,7 @@ class Export:
   @property
   def model(self) -> nnx.Module:
     """The trained model."""
-    return self.run.base.model
+    return self.base.model
 
   def write_pairs(
     self,
@@ -121,7 +120,7 @@ def adapters(model: nnx.Module) -> dict[str, surgery.Adapter]:
 
 def write_native(export: Export) -> str:
   """See `formats.native`."""
-  base = export.run.base
+  base = export.base
   native.write(
     export.folder,
     export.model,
@@ -168,25 +167,17 @@ def write_average(export: Export) -> str:
     ]
     pairs[path] = adapter_lib.concatenated(weighted)
   rank = export.write_pairs(export.folder, pairs)
-  fresh = export_check.fresh_base(export.config)
-  starting.adapt(fresh, export.folder)
-  run = dataclasses.replace(
-    export.run, base=dataclasses.replace(export.run.base, model=fresh)
-  )
-  exact, _ = assembly.score(export.run, export.config, sets=run.sets)
-  approximate, _ = assembly.score(run, export.config, sets=run.sets)
-  table = evaluation.table(exact, approximate)
   return (
     "AN APPROXIMATION: the routers are gone, and every token gets the mean of"
     " what they gave. Scores of the run (before) and of this folder (after):"
-    f"\n\n{table}\n\n{_served(rank)}"
+    f"\n\n{_both_scores(export)}\n\n{_served(rank)}"
   )
 
 
 def write_merged(export: Export) -> str:
   """The whole model. Its adapters are merged in place."""
   surgery.merge(export.model)
-  base = export.run.base
+  base = export.base
   files = huggingface_writer.write(
     export.folder,
     export.model,
@@ -236,21 +227,18 @@ def export(
   """
   if folder.exists() and any(folder.iterdir()):
     raise ValueError(f"{folder} is not empty. Give another --out.")
-  run = assembly.build(config, workdir)
-  stage, step = stages.restore(
-    run.base.model, workdir, run.stages, base=run.base.fingerprint
-  )
-  if pruning.remaining(run.base.model):
-    pruning.prune(run.base.model)
-  run.base.model.eval()
+  run = adapted.restore(config, workdir)
+  model = run.base.model
+  if pruning.remaining(model):
+    pruning.prune(model)
   name = name or re.sub(r"^hf://", "", config.base.uri)
-  prompts = export_check.prompts(run.base.model)
-  expected = export_check.logits(run.base.model, prompts) if check else None
-  job = Export(run, config, workdir, folder, name)
+  prompts = export_check.prompts(model)
+  expected = export_check.logits(model, prompts) if check else None
+  job = Export(run.base, config, workdir, folder, name)
   text = FORMATS[kind](job)
   if check:
     text += "\n" + export_check.check(job, kind, prompts, expected)
-  trained = f"stage {stage.number}, step {step}"
+  trained = f"stage {run.stage}, step {run.step}"
   card = model_card.card(
     config, workdir, kind=kind, name=name, notes=text, trained=trained
   )
@@ -266,9 +254,9 @@ def main(argv):
   with process.user_errors():
     process.refuse_arguments(argv)
     config = runs.load_config(workdir)
-    config.mesh.update(data=1, fsdp=_FSDP.value, tensor=1, slices=1)
-    validation.check(config)
-    mesh, rules = assembly.layout(config)
+    adapted.check(config)
+    adapted.lay_out_anew(config, fsdp=_FSDP.value, tensor=_TENSOR.value)
+    mesh, rules = adapted.layout(config)
     with sharding.use(mesh, rules):
       text = export(
         config,
@@ -298,6 +286,24 @@ def _routed_pairs(adapter):
   if getattr(adapter, "router", None) is None:
     raise ValueError(f"{adapter.factory.method} has no router: take peft.")
   return adapter.expert_pairs()
+
+
+def _both_scores(export) -> str:
+  """The table of the run's scores, and of a PEFT folder's."""
+  # Of all formats this one alone needs the data, and TensorFlow with them.
+  from sira_jax import assembly
+
+  run = assembly.build(export.config, export.workdir)
+  run = dataclasses.replace(run, base=export.base)
+  fresh = export_check.fresh_base(export.config)
+  starting.adapt(fresh, export.folder)
+  other = dataclasses.replace(
+    run, base=dataclasses.replace(export.base, model=fresh)
+  )
+  exact, approximate = (
+    assembly.score(one, export.config, sets=run.sets)[0] for one in (run, other)
+  )
+  return evaluation.table(exact, approximate)
 
 
 def _mean_weights(workdir) -> dict[str, np.ndarray]:
@@ -330,5 +336,10 @@ if __name__ == "__main__":
   _CHECK = flags.DEFINE_bool(
     "check", False, "Read it again, and compare the logits with the run's."
   )
-  _FSDP = flags.DEFINE_integer("fsdp", 1, "Devices to spread the weights over.")
+  _FSDP, _TENSOR = (
+    flags.DEFINE_integer(
+      name, None, f"Instead of the run's config.mesh.{name}, as for eval.py."
+    )
+    for name in ("fsdp", "tensor")
+  )
   process.start(main)

@@ -66,7 +66,7 @@ def check(
     model = None
   elif kind == "native":
     model = fresh_base(config)
-    native.read(folder, model, fingerprint=export.run.base.fingerprint)
+    native.read(folder, model, fingerprint=export.base.fingerprint)
   elif kind == "merged":
     model = bases.load(uri=str(folder), dtype=config.base.dtype).model
     sharding.place(model)

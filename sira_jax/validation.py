@@ -5,6 +5,7 @@ import jax
 import ml_collections
 
 from sira_jax import (
+  adapted,
   assembly,
   configuration,
   evaluation,
@@ -94,7 +95,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.{group}.{name} must be at least {least}, got {value}."
       )
   _check_rules(config, rules)
-  for stage in assembly.stages(config):
+  for stage in adapted.stages(config):
     if stage.steps:
       assembly.optimizer(config, stage)
 

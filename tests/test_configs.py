@@ -14,7 +14,7 @@ from configs import (
   sora_glue,
   t5_xxl_multitask,
 )
-from sira_jax import assembly, validation
+from sira_jax import adapted, validation
 from sira_jax.adapters import allocation
 from tests import tiny_run, tiny_t5
 
@@ -42,7 +42,7 @@ def test_an_unknown_argument_is_refused(name):
 
 def test_sora_follows_the_released_script():
   config = sora_glue.get_config()
-  first, *others = assembly.stages(config)
+  first, *others = adapted.stages(config)
   assert first.gates.penalty == 0.0 and first.steps == 3900
   assert [stage.steps for stage in others] == [1170] * 6
   assert others[0].gates.penalty == pytest.approx(1.17e-4, rel=1e-2)

@@ -14,7 +14,8 @@ from ml_collections import config_flags
 import pytest
 
 import sira_jax
-from sira_jax import assembly, configuration, distributed, validation
+from sira_jax import adapted as adapted_lib
+from sira_jax import configuration, distributed, validation
 from sira_jax.adapters import methods
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def test_commands_are_accepted(words, monkeypatch):
   distributed.define_flags(own)
   assert own(arguments) == ["train.py"]
   validation.check(own.config)
-  validation.check_rows(own.config, assembly.layout(own.config)[0])
+  validation.check_rows(own.config, adapted_lib.layout(own.config)[0])
 
 
 def section(page, title):

@@ -60,10 +60,10 @@ def test_commands_run(tmp_path):
     done = subprocess.run(
       [sys.executable, *words],
       cwd=tmp_path,
-      env={**os.environ, "PYTHONPATH": str(ROOT)},
       capture_output=True,
       text=True,
       check=False,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, (command, done.stderr[-2000:])
   made = {path.name for path in (tmp_path / "runs").iterdir()}

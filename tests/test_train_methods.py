@@ -26,8 +26,10 @@ def base(tmp_path_factory):
 
 def printed_by_eval(workdir, monkeypatch, capsys):
   capsys.readouterr()
-  given = types.SimpleNamespace(value=str(workdir))
-  monkeypatch.setattr(evaluation, "_WORKDIR", given)
+  values = {"_WORKDIR": str(workdir), "_FSDP": None, "_TENSOR": None}
+  for flag, value in values.items():
+    given = types.SimpleNamespace(value=value)
+    monkeypatch.setattr(evaluation, flag, given)
   evaluation.main(["eval.py"])
   return capsys.readouterr().out
 

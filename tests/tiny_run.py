@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from configs import quickstart
-from sira_jax import assembly, process, runs, sharding
+from sira_jax import adapted, process, runs, sharding
 from tests import tiny_base
 import train
 
@@ -73,7 +73,7 @@ def main(
   with patch.context() as patch:
     patch.setattr(runs, "open_workdir", lambda *args: locks.append(lock(*args)))
     found = functools.partial(layout, devices=devices)
-    patch.setattr(assembly, "layout", found)
+    patch.setattr(adapted, "layout", found)
     try:
       train.main(["train.py"])
     finally:

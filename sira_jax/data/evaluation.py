@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 import dataclasses
 
+from sira_jax import texts
 from sira_jax.data import examples as examples_lib
 from sira_jax.data import mixtures, tasks
 
@@ -115,14 +116,15 @@ def score(
 def _set(mixture, entry, rows, *, encoder, seen=0):
   prompts, targets = zip(*rows, strict=True)
   vocabulary = mixture.vocabulary
-  before = [] if encoder else [vocabulary.pad_id]
-  after = [vocabulary.eos_id] if encoder else []
   return EvaluationSet(
     task=entry.task,
     language=entry.language,
     zero_shot=entry.zero_shot,
     inputs=tuple(
-      [*before, *vocabulary.encode(prompt), *after] for prompt in prompts
+      texts.prompt(
+        vocabulary.encode(prompt), eos_id=vocabulary.eos_id, encoder=encoder
+      )
+      for prompt in prompts
     ),
     targets=targets,
     prompts=prompts,

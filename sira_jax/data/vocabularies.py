@@ -15,6 +15,8 @@ import seqio
 import tensorflow as tf
 import tokenizers
 
+from sira_jax import texts as texts_lib
+
 
 class TokenizerVocabulary(seqio.Vocabulary):
   """`tokenizer` with padding 0 and end of sequence `eos_id`.
@@ -68,26 +70,13 @@ class TokenizerVocabulary(seqio.Vocabulary):
     Raises:
       ValueError: if a text contains the token that serves as padding.
     """
-    encodings = self._tokenizer.encode_batch(
-      list(texts), add_special_tokens=False
-    )
-    ids = [encoding.ids for encoding in encodings]
-    for text, tokens in zip(texts, ids, strict=True):
-      if self.pad_id in tokens:
-        token = self._tokenizer.id_to_token(self.pad_id)
-        raise ValueError(
-          f"Expected no padding inside a text, got the token {token!r} (id"
-          f" {self.pad_id}) in {text!r}. Remove it from the text."
-        )
-    return ids
+    return texts_lib.encode(self._tokenizer, texts)
 
   def _encode(self, s: str) -> list[int]:
     return self.encode_batch([s])[0]
 
   def _decode(self, ids: Sequence[int]) -> str:
-    ignored = (self.pad_id, self.eos_id)
-    kept = [int(token) for token in ids if token not in ignored]
-    return self._tokenizer.decode(kept, skip_special_tokens=False)
+    return texts_lib.decode(self._tokenizer, ids, eos_id=self.eos_id)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     if s.shape.rank != 0:

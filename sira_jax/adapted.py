@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that a config names, its base and adapters; it knows no data."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+
+from flax import nnx
+import jax
+import ml_collections
+
+from sira_jax import configuration, expert_budget, sharding
+from sira_jax import stages as stages_lib
+from sira_jax.adapters import allocation, surgery
+from sira_jax.formats import bases
+from sira_jax.training import sparsifying
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """The trained model of a run.
+
+  Attributes:
+    base: its model is adapted and restored, in evaluation mode.
+    stage: the newest that was saved.
+    step: of it.
+    stages: how many the run has.
+  """
+
+  base: bases.Base
+  stage: int
+  step: int
+  stages: int
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks what a config says of the model; `validation` checks all of it.
+
+  Raises:
+    ValueError: a group that is missing, a field of the base or the mesh that
+      is unknown or missing, or a rule that is refused.
+  """
+  groups = {"base", "decoding", "mesh", "rules", "seed", "training"}
+  lacking = sorted(groups - set(config))
+  if lacking:
+    raise ValueError(f"The config lacks the groups {lacking}.")
+  configuration.check("base", bases.load, config.base)
+  configuration.check("mesh", sharding.layout, config.mesh, given=("devices",))
+  configuration.rules(config.rules)
+
+
+def layout(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> tuple[jax.sharding.Mesh, sharding.Rules]:
+  """The config's mesh and rules, of all devices there are or of those given.
+
+  Raises:
+    ValueError: it does not fit the devices.
+  """
+  try:
+    return sharding.layout(**config.mesh, devices=devices)
+  except ValueError as error:
+    raise ValueError(f"config.mesh: {error}") from None
+
+
+def lay_out_anew(
+  config: ml_collections.ConfigDict, *, fsdp: int | None, tensor: int | None
+) -> None:
+  """Another mesh for a config, if any size is given; data has what is left."""
+  given = {"fsdp": fsdp, "tensor": tensor}
+  given = {name: size for name, size in given.items() if size}
+  if given:
+    config.mesh.update(data=-1, slices=1, **given)
+
+
+def stages(config: ml_collections.ConfigDict) -> tuple[sparsifying.Stage, ...]:
+  """The stages of its training.
+
+  Raises:
+    ValueError: config.sparsity cannot be.
+  """
+  steps = config.training.steps
+  if "sparsity" not in config:
+    return (sparsifying.Stage(0, steps),)
+  try:
+    return sparsifying.stages(steps=steps, **config.sparsity)
+  except ValueError as error:
+    raise ValueError(f"config.sparsity: {error}") from None
+
+
+def load(config: ml_collections.ConfigDict) -> bases.Base:
+  """The base model, on the mesh in use.
+
+  Raises:
+    ValueError: it cannot be had.
+  """
+  base = bases.load(**config.base)
+  sharding.place(base.model)
+  return base
+
+
+def has_encoder(model: nnx.Module) -> bool:
+  """Whether it is an encoder-decoder."""
+  return "encoder_input_tokens" in model.FEATURES
+
+
+def allocated(workdir: pathlib.Path) -> dict[str, int] | None:
+  """Experts by layer of the run in `workdir`; None if it has none yet.
+
+  Raises:
+    ValueError: as `allocation.load`.
+  """
+  file = workdir / "allocation.json"
+  return allocation.load(file) if file.exists() else None
+
+
+def adapt(
+  model: nnx.Module,
+  config: ml_collections.ConfigDict,
+  counts: Mapping[str, int] | None,
+) -> tuple[surgery.Site, ...]:
+  """Puts the config's adapters into its base model.
+
+  Args:
+    model: plain.
+    config: whose rules are followed.
+    counts: experts by layer, where they were allocated.
+
+  Raises:
+    ValueError: rules that do not fit the model.
+  """
+  rules = configuration.rules(config.rules)
+  if counts is not None:
+    rules = expert_budget.rules(model, config.rules, counts)
+  if not rules:
+    return ()
+  return surgery.adapt(model, rules, rngs=nnx.Rngs(config.seed))
+
+
+def restore(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> Adapted:
+  """The base and the newest adapters of a run, as `eval.py` scores them.
+
+  What can be missed of the run is missed before the base is loaded.
+
+  Raises:
+    ValueError: the base cannot be had, the run has no good checkpoint or
+      allocation yet, or they do not fit each other.
+  """
+  training, counts = stages(config), allocated(workdir)
+  if "allocation" in config and counts is None:
+    raise ValueError(
+      f"The run in {workdir} has no allocation.json, which says how many"
+      " experts each layer has. Train it, or put a copy of the file back."
+    )
+  first = training[0]
+  if first.steps and not stages_lib.saved(workdir, training, first):
+    raise ValueError(
+      f"The run in {workdir} has no checkpoint yet. Train it, or wait for its"
+      f" step {config.training.checkpoint_every}."
+    )
+  base = load(config)
+  adapt(base.model, config, counts)
+  stage, step = stages_lib.restore(
+    base.model, workdir, training, base=base.fingerprint
+  )
+  base.model.eval()
+  return Adapted(base, stage.number, step, len(training))
