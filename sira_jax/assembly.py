@@ -24,7 +24,7 @@ from sira_jax import plan as plans
 from sira_jax.adapters import allocation, sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
 from sira_jax.data import evaluation as evaluation_data
-from sira_jax.data import lengths, mixtures, pipeline, vocabularies
+from sira_jax.data import files, lengths, mixtures, pipeline, vocabularies
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, probing, sparsifying
 
@@ -167,6 +167,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
     ValueError: what cannot be had or does not fit; see the functions of the
       config's groups.
   """
+  # Before the weights, which take longer, for a row may be bad.
+  known = files.known(config.get("files", {}))
   base = bases.load(**config.base)
   sharding.place(base.model)
   encoder = _has_encoder(base.model, config)
@@ -174,7 +176,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   _check_length(config, limit)
   vocabulary = vocabularies.TokenizerVocabulary(base.tokenizer, base.eos_id)
   settings = config.mixture.to_dict()
-  mixture = mixtures.build(vocabulary, **settings)
+  mixture = mixtures.build(vocabulary, known=known, **settings)
   lengths.check(mixture, **_lengths(config), too_long=config.batches.too_long)
   sets = evaluation_data.evaluation(
     mixture, **config.evaluation, encoder=encoder
@@ -270,12 +272,19 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {line}" for line in _site_lines(assembly.sites)),
       f"data      trained in {', '.join(trained_in)}; zero-shot in"
       f" {', '.join(zero_shot) or 'none'}; {decoded} examples to decode",
+      *(f"          {note}" for note in _notes(mixture)),
       *(f"          {line}" for line in lengths.table(rows).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
       f" {_devices(layout(config)[0])}",
     ]
   )
+
+
+def _notes(mixture):
+  for task in dict.fromkeys(entry.task for entry in mixture.evaluation):
+    for note in mixture.known[task].notes:
+      yield f"{task} from {note}"
 
 
 def _devices(mesh):
