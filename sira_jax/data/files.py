@@ -9,8 +9,9 @@
       )
     )
 
-All rows are read, checked and kept in memory before training. A row that
-cannot be used is an error that names its file, line and field; none is mended.
+A path may be of a seqio Task, too (`seqio_rows.py`). All rows are read, checked
+and kept in memory before training. A row that cannot be used is an error that
+names its file, line and field; none is mended.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import re
 import string
 from typing import Any, NamedTuple
 
-from sira_jax.data import examples, metrics, tables, tasks
+from sira_jax.data import examples, metrics, seqio_rows, tables, tasks
 
 BAD_ROWS = ("error", "skip")
 _LISTED = 5
@@ -152,7 +153,7 @@ def read(source: Source) -> tasks.Definition:
   by_language, seen, notes = {}, {}, []
   for split, path in _files(source):
     rows, bad, count = [], [], 0
-    for record in tables.read(path):
+    for record in _records(path):
       count += 1
       try:
         row = _row(source, record)
@@ -187,6 +188,12 @@ def _files(source: Source) -> Iterator[tuple[str | None, str]]:
   for split in examples.SPLITS:
     if getattr(source, split):
       yield split, getattr(source, split)
+
+
+def _records(path: str) -> Iterator[tables.Record]:
+  if seqio_rows.names_task(path):
+    return seqio_rows.read(path)
+  return tables.read(path)
 
 
 def _row(source: Source, record: tables.Record) -> _Row:
