@@ -121,6 +121,7 @@ def train_and_score(config, workdir) -> None:
     run = assembly.build(config, workdir)
     # Only now, so that a config that fails leaves nothing behind.
     runs.open_workdir(workdir, config)
+    runs.check_data(workdir, run.data, keep=True)
     start = restore(run, config, workdir, run.stages[0])
   print(assembly.describe(run, config))
   print(f"workdir   {workdir}", flush=True)

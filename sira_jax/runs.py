@@ -119,6 +119,26 @@ def before(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
   return file.read_text()
 
 
+def check_data(workdir: pathlib.Path, data: str, *, keep: bool) -> None:
+  """Checks that a run's data, by their fingerprint, are those it began with.
+
+  With `keep`, notes them where none are noted.
+
+  Raises:
+    ValueError: they are others, so that no score of before is of them.
+  """
+  file = workdir / "data.json"
+  known = load(file, lambda text: json.loads(text)["data"])
+  if known not in (None, data):
+    raise ValueError(
+      f"The run in {workdir} was begun with other data: their fingerprint was"
+      f" {str(known)[:12]}, now it is {data[:12]}. Has a file or a data package"
+      " changed? Restore it, or give another --workdir."
+    )
+  if keep and known is None:
+    write(file, json.dumps({"data": data}))
+
+
 @contextlib.contextmanager
 def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
   """Ends the program with a message where a file cannot be written or read.

@@ -68,11 +68,11 @@ def test_the_five_lines_of_readme_train(readme, tmp_path, monkeypatch, capsys):
   for row in predictions:
     assert row["target"] == known[row["prompt"]]
     assert examples.split_of(row["prompt"]) == "test"
-  # Two steps more of what is another file by now.
+  # The same command once more, but the file is another by now.
   (tmp_path / "run" / "results.json").unlink()
   changed = [*ROWS[:-1], ROWS[-1] | {"label": "maybe"}]
   write(tmp_path / "reviews.jsonl", changed)
-  with pytest.raises(SystemExit, match="trained on other data"):
+  with pytest.raises(SystemExit, match="was begun with other data"):
     tiny_run.main(monkeypatch, readme, tmp_path / "run")
   (tmp_path / "reviews.jsonl").unlink()
   with pytest.raises(

@@ -200,6 +200,16 @@ def test_a_bad_row_is_an_error_or_counted(written, row):
   assert "2 of 3 rows; left out: 1 " in note and "(first: line 2)" in note
 
 
+def test_a_csv_row_of_more_or_fewer_cells_is_bad(written):
+  path = written(b"text,stars\na,1\n\nb\nc,2,3\nd,4\n", "rows.csv")
+  with pytest.raises(ValueError) as caught:
+    files.read(source(path=path))
+  assert "  line 4: unreadable: 1 cells, not 2" in str(caught.value)
+  assert "  line 5: unreadable: 3 cells, not 2" in str(caught.value)
+  found = files.read(source(path=path, bad_rows="skip"))
+  assert sorted(every(found, "en")) == [("a\n", "1"), ("d\n", "4")]
+
+
 def test_many_bad_rows_are_listed_and_counted(written):
   path = written(as_jsonl([{"text": "", "stars": 1}] * 7 + [ROWS[0]]))
   with pytest.raises(ValueError, match=r"7 bad rows:\n(.*\n){5}  and 2 more"):
