@@ -107,6 +107,24 @@ def _check_length(config, limit):
     )
 
 
+def _check_prompts(config, sets, limit):
+  most, one, text = max(
+    (
+      (len(tokens), one, text)
+      for one in sets
+      for tokens, text in zip(one.inputs, one.prompts, strict=True)
+    ),
+    key=lambda found: found[0],
+  )
+  if most + config.decoding.max_new_tokens > limit:
+    raise ValueError(
+      f"config.decoding.max_new_tokens ({config.decoding.max_new_tokens}) must"
+      f" leave room for the longest prompt, of {most} tokens, in the model's"
+      f" context of {limit} tokens. It is of {one.task} in {one.language} and"
+      f" begins with {text[:60]!r}."
+    )
+
+
 def _has_encoder(model, config) -> bool:
   """Whether it is an encoder-decoder, and the config knows it.
 
@@ -181,13 +199,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   sets = evaluation_data.evaluation(
     mixture, **config.evaluation, encoder=encoder
   )
-  prompt = max(len(prompt) for one in sets for prompt in one.inputs)
-  if prompt + config.decoding.max_new_tokens > limit:
-    raise ValueError(
-      f"config.decoding.max_new_tokens ({config.decoding.max_new_tokens}) must"
-      f" leave room for the longest prompt, of {prompt} tokens, in the model's"
-      f" context of {limit} tokens."
-    )
+  _check_prompts(config, sets, limit)
   training = stages(config)
   memory = ()
   if len(training) > 1:

@@ -89,6 +89,17 @@ def test_a_bad_row_leaves_nothing_behind(readme, tmp_path, monkeypatch):
   assert not (tmp_path / "run").exists()
 
 
+def test_a_test_row_that_is_too_long_is_named(readme, tmp_path, monkeypatch):
+  long = [row | {"text": row["text"] * 10_000} for row in ROWS]
+  write(tmp_path / "train.jsonl", ROWS)
+  write(tmp_path / "test.jsonl", long[:1])
+  reviews = readme.files.reviews
+  del reviews.path
+  reviews.train, reviews.test = "train.jsonl", "test.jsonl"
+  with pytest.raises(SystemExit, match=r"of reviews in en and begins with 'It"):
+    tiny_run.main(monkeypatch, readme, tmp_path / "run")
+
+
 def test_flags_can_set_every_field_of_own_data():
   config = own_data.get_config("lora")
   fields = config.files.own

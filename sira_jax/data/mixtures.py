@@ -112,6 +112,8 @@ def build(
     return Entry(task, language, name, language in zero_shot, len(rows), rate)
 
   trained = [key for key in providers if key[1] not in zero_shot]
+  for task, language in trained:  # none would have no rate
+    tasks_lib.rows(task, language, split="train", known=known)
   # seqio warns of each Task that is not cached on disk.
   with quiet.logs():
     weights = {

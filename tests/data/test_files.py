@@ -11,7 +11,7 @@ import pyarrow
 from pyarrow import parquet
 import pytest
 
-from sira_jax.data import examples, files, mixtures, tables, tasks
+from sira_jax.data import examples, files, tables
 
 ROWS = [
   {"text": f"It is no. {i}, «so» | there", "stars": i, "lang": language}
@@ -310,85 +310,3 @@ def test_names_that_cannot_be(name):
   fields = {"inputs": "{text}", "targets": "{stars}", "path": "rows.jsonl"}
   with pytest.raises(ValueError, match=r"built-in task|letters, digits and _"):
     files.sources({name: fields})
-
-
-def mine(path, **settings):
-  fields = {"inputs": "{text}\n", "targets": "{stars}", "language": "{lang}"}
-  return files.known({"mine": fields | {"path": path} | settings})
-
-
-def test_a_mixture_of_files_and_built_in_tasks(written, vocabulary):
-  known = mine(written(as_jsonl(ROWS)), metrics=("accuracy", "macro_f1"))
-  assert set(known) == {*tasks.TASKS, "mine"} and "mine" not in tasks.TASKS
-  made = mixtures.build(
-    vocabulary, tasks=("mine", "dates"), languages=("en", "de"), known=known
-  )
-  assert [entry.name for entry in made.train] == [
-    *("mine_en", "dates_en", "mine_de", "dates_de")
-  ]
-  entry = made.train[0]
-  assert made.rows(entry, split="train") == known["mine"].rows("en")["train"]
-  with pytest.raises(ValueError, match="'mine' has no language 'fr'"):
-    mixtures.build(vocabulary, tasks=("mine",), languages=("fr",), known=known)
-
-
-def test_a_changed_file_is_other_data(written, vocabulary):
-  def fingerprint(rows, **settings):
-    known = mine(written(as_jsonl(rows)), **settings)
-    return mixtures.fingerprint(
-      mixtures.build(
-        vocabulary, tasks=("mine",), languages=("en",), known=known
-      )
-    )
-
-  same = fingerprint(ROWS)
-  assert fingerprint(ROWS[::-1]) == same
-  for split in examples.SPLITS:
-    rows = [dict(row) for row in ROWS]
-    one = next(
-      row
-      for row in rows
-      if row["lang"] == "en" and examples.split_of(row["text"] + "\n") == split
-    )
-    one["stars"] = 99
-    assert fingerprint(rows) != same, split
-
-
-def test_a_split_without_rows_is_named_with_its_file(written, vocabulary):
-  path = written(as_jsonl(ROWS[:2]))
-  with pytest.raises(ValueError, match=rf"no examples in split .*\({path}: 2 "):
-    mixtures.build(
-      vocabulary, tasks=("mine",), languages=("en",), known=mine(path)
-    )
-
-
-def test_validation_is_enough_to_test_on(written, vocabulary):
-  train = written(as_jsonl(ROWS[:40]), "train.jsonl")
-  validation = written(as_jsonl(ROWS[40:50]), "validation.jsonl")
-  known = mine(None, train=train, validation=validation)
-  made = mixtures.build(
-    vocabulary, tasks=("mine",), languages=("en",), known=known
-  )
-  assert made.evaluation[0].examples == 5
-
-
-def test_codes_with_hyphens(written, vocabulary):
-  rows = [row | {"lang": "pt-BR"} for row in ROWS[::2]]
-  known = mine(written(as_jsonl(rows)))
-  made = mixtures.build(
-    vocabulary, tasks=("mine",), languages=("pt-BR",), known=known
-  )
-  assert [(e.language, e.name) for e in made.train] == [("pt-BR", "mine_pt_BR")]
-
-
-def test_names_that_run_together(written, vocabulary):
-  path = written(as_jsonl(ROWS[::2]))
-  rows = files.read(source(path=path)).rows("en")
-  both = tasks.Definition(lambda language: rows, (), ("a", "b_a"))
-  with pytest.raises(ValueError, match=r"a name of its own, got .*'x_b_a'"):
-    mixtures.build(
-      vocabulary,
-      tasks=("x", "x_b"),
-      languages=("a", "b_a"),
-      known={"x": both, "x_b": both},
-    )
