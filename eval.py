@@ -52,6 +52,7 @@ def score(config, workdir):
   """config -> model -> adapters -> restore -> decode -> table."""
   with process.user_errors():
     run = assembly.build(config, workdir)
+    runs.check_data(workdir, run.data, keep=False)
     stage, step = stages.restore(
       run.base.model, workdir, run.stages, base=run.base.fingerprint
     )

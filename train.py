@@ -124,6 +124,7 @@ def train_and_score(config, workdir) -> None:
     begun = starting.begin(run.base.model, **config.get("start", {}))
     # Only now, so that a config that fails leaves nothing behind.
     runs.open_workdir(workdir, config)
+    runs.check_data(workdir, run.data, keep=True)
     start = restore(run, config, workdir, run.stages[0])
   print(assembly.describe(run, config))
   if begun:

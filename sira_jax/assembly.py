@@ -25,7 +25,7 @@ from sira_jax import plan as plans
 from sira_jax.adapters import sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
 from sira_jax.data import evaluation as evaluation_data
-from sira_jax.data import lengths, mixtures, pipeline, vocabularies
+from sira_jax.data import files, lengths, mixtures, pipeline, vocabularies
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, probing, sparsifying
 
@@ -75,6 +75,24 @@ def _check_length(config, limit):
     raise ValueError(
       f"config.batches.length ({config.batches.length}) must be within the"
       f" model's context of {limit} tokens."
+    )
+
+
+def _check_prompts(config, sets, limit):
+  most, one, text = max(
+    (
+      (len(tokens), one, text)
+      for one in sets
+      for tokens, text in zip(one.inputs, one.prompts, strict=True)
+    ),
+    key=lambda found: found[0],
+  )
+  if most + config.decoding.max_new_tokens > limit:
+    raise ValueError(
+      f"config.decoding.max_new_tokens ({config.decoding.max_new_tokens}) must"
+      f" leave room for the longest prompt, of {most} tokens, in the model's"
+      f" context of {limit} tokens. It is of {one.task} in {one.language} and"
+      f" begins with {text[:60]!r}."
     )
 
 
@@ -138,24 +156,20 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
     ValueError: what cannot be had or does not fit; see the functions of the
       config's groups.
   """
+  # Before the weights, which take longer, for a row may be bad.
+  known = files.known(config.get("files", {}))
   base = adapted.load(config)
   encoder = _has_encoder(base.model, config)
   limit = base.model.max_length
   _check_length(config, limit)
   vocabulary = vocabularies.TokenizerVocabulary(base.tokenizer, base.eos_id)
   settings = config.mixture.to_dict()
-  mixture = mixtures.build(vocabulary, **settings)
+  mixture = mixtures.build(vocabulary, known=known, **settings)
   lengths.check(mixture, **_lengths(config), too_long=config.batches.too_long)
   sets = evaluation_data.evaluation(
     mixture, **config.evaluation, encoder=encoder
   )
-  prompt = max(len(prompt) for one in sets for prompt in one.inputs)
-  if prompt + config.decoding.max_new_tokens > limit:
-    raise ValueError(
-      f"config.decoding.max_new_tokens ({config.decoding.max_new_tokens}) must"
-      f" leave room for the longest prompt, of {prompt} tokens, in the model's"
-      f" context of {limit} tokens."
-    )
+  _check_prompts(config, sets, limit)
   training = adapted.stages(config)
   memory = ()
   if len(training) > 1:
@@ -237,12 +251,19 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {line}" for line in _site_lines(assembly.sites)),
       f"data      trained in {', '.join(trained_in)}; zero-shot in"
       f" {', '.join(zero_shot) or 'none'}; {decoded} examples to decode",
+      *(f"          {note}" for note in _notes(mixture)),
       *(f"          {line}" for line in lengths.table(rows).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
       f" {_devices(adapted.layout(config)[0])}",
     ]
   )
+
+
+def _notes(mixture):
+  for task in dict.fromkeys(entry.task for entry in mixture.evaluation):
+    for note in mixture.known[task].notes:
+      yield f"{task} from {note}"
 
 
 def _devices(mesh):

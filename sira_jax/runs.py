@@ -108,7 +108,7 @@ def before(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
   file = workdir / "before.json"
   other = load_config(workdir).to_dict()
   own = json.loads(configuration.as_json(config))
-  groups = ("base", "mixture", "evaluation", "decoding", "start")
+  groups = ("base", "files", "mixture", "evaluation", "decoding", "start")
   one, two = ({k: of.get(k) for k in groups} for of in (other, own))
   changed = configuration.differences(one, two)
   if changed or not file.exists():
@@ -117,6 +117,26 @@ def before(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
       + ("\n  ".join(["", *changed]) if changed else "it has none.")
     )
   return file.read_text()
+
+
+def check_data(workdir: pathlib.Path, data: str, *, keep: bool) -> None:
+  """Checks that a run's data, by their fingerprint, are those it began with.
+
+  With `keep`, notes them where none are noted.
+
+  Raises:
+    ValueError: they are others, so that no score of before is of them.
+  """
+  file = workdir / "data.json"
+  known = load(file, lambda text: json.loads(text)["data"])
+  if known not in (None, data):
+    raise ValueError(
+      f"The run in {workdir} was begun with other data: their fingerprint was"
+      f" {str(known)[:12]}, now it is {data[:12]}. Has a file or a data package"
+      " changed? Restore it, or give another --workdir."
+    )
+  if keep and known is None:
+    write(file, json.dumps({"data": data}))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from sira_jax import (
   starting,
 )
 from sira_jax.data import evaluation as evaluation_data
-from sira_jax.data import mixtures, pipeline
+from sira_jax.data import files, mixtures, pipeline
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, sparsifying
 
@@ -33,6 +33,7 @@ _FUNCTIONS = {
   "start": starting.begin,
 }
 _GIVEN = {
+  "mixture": ("known",),
   "batches": ("seed", "start"),
   "evaluation": ("encoder",),
   "optimizer": ("steps", "gates"),
@@ -42,7 +43,8 @@ _GIVEN = {
   "mesh": ("devices",),
   "start": ("model",),
 }
-_OPTIONAL = {"sparsity", "allocation", "start"}
+# `files` and `rules` are groups of groups.
+_OPTIONAL = {"sparsity", "allocation", "files", "start"}
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
 
@@ -66,6 +68,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       fields = {k: v for k, v in config[name].items() if k != "kind"}
       given = _GIVEN.get(name, ())
       configuration.check(name, function, fields, given=given)
+  if "files" in config:
+    _check_files(config)
   rules = configuration.rules(config.rules)
   if config.seed is None:
     raise ValueError("config.seed must be a number, got none.")
@@ -108,6 +112,18 @@ def _check_groups(config):
     raise ValueError(
       f"The config must have the groups {sorted(needed)}, and may have"
       f" {sorted(_OPTIONAL)}; it lacks {lacking} and has the unknown {unknown}."
+    )
+
+
+def _check_files(config):
+  for name, fields in config.files.items():
+    configuration.check(f"files.{name}", files.Source, fields)
+  files.sources(config.files)
+  unused = sorted(set(config.files) - set(config.mixture.get("tasks", ())))
+  if unused:
+    raise ValueError(
+      f"config.files has {', '.join(unused)}, which config.mixture.tasks does"
+      " not name: add it there, or drop the files."
     )
 
 

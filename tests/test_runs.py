@@ -192,6 +192,21 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
   assert did == ["4 bytes", "name", "folder"]
 
 
+def test_data_are_those_that_a_run_began_with(tmp_path, capsys):
+  runs.check_data(tmp_path, "one", keep=False)
+  assert list(tmp_path.iterdir()) == []
+  for _ in range(2):
+    runs.check_data(tmp_path, "one", keep=True)
+  for keep in (True, False):
+    with pytest.raises(ValueError, match=r"other data: .* one, now it is two"):
+      runs.check_data(tmp_path, "two", keep=keep)
+  (tmp_path / "data.json").write_text('{"da')
+  runs.check_data(tmp_path, "one", keep=True)
+  assert "DAMAGED" in capsys.readouterr().out
+  with pytest.raises(ValueError, match="other data"):
+    runs.check_data(tmp_path, "two", keep=False)
+
+
 def test_listing(tmp_path):
   (tmp_path / "b").mkdir()
   for name in ("c", "a", ".hidden"):

@@ -98,6 +98,7 @@ def test_what_a_run_leaves(whole):
     "before.json",
     "checkpoints",
     "config.json",
+    "data.json",
     "metrics.jsonl",
     "predictions.jsonl",
     "results.json",
@@ -364,6 +365,9 @@ def test_eval_needs_a_run(monkeypatch, tmp_path, copy):
   with fails("There is no checkpoint in"):
     evaluation.main(["eval.py"])
   assert contents(copy) == before
+  (copy / "data.json").write_text('{"data": "another"}')
+  with fails("was begun with other data: their fingerprint was another"):
+    evaluation.main(["eval.py"])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixed sets of examples to decode, and the scores of what was decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 from sira_jax import texts
 from sira_jax.data import examples as examples_lib
-from sira_jax.data import mixtures, tasks
+from sira_jax.data import mixtures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EvaluationSet:
     targets: the texts to be decoded.
     prompts: the texts of the inputs.
     seen: examples left out since some training language has the same prompt.
+    metric_fns: the task's.
   """
 
   task: str
@@ -31,6 +33,7 @@ class EvaluationSet:
   targets: tuple[str, ...]
   prompts: tuple[str, ...]
   seen: int
+  metric_fns: tuple[Callable[..., dict[str, Any]], ...]
 
 
 def evaluation(
@@ -61,11 +64,11 @@ def evaluation(
   trained = {
     row.inputs
     for entry in mixture.train
-    for row in tasks.rows(entry.task, entry.language, split="train")
+    for row in mixture.rows(entry, split="train")
   }
   sets = []
   for entry in mixture.evaluation:
-    rows = tasks.rows(entry.task, entry.language, split=split)
+    rows = mixture.rows(entry, split=split)
     unseen = [row for row in rows if row.inputs not in trained]
     if not unseen:
       raise ValueError(
@@ -94,7 +97,7 @@ def memorisation(
       encoder=encoder,
     )
     for entry in mixture.train
-    for rows in [tasks.rows(entry.task, entry.language, split="train")]
+    for rows in [mixture.rows(entry, split="train")]
   ]
 
 
@@ -106,9 +109,8 @@ def score(
   Raises:
     ValueError: if there is not one prediction for each target.
   """
-  definition = tasks.get(evaluation_set.task, evaluation_set.language)
   scores = {}
-  for metric_fn in definition.metric_fns:
+  for metric_fn in evaluation_set.metric_fns:
     scores |= metric_fn(evaluation_set.targets, list(predictions))
   return scores
 
@@ -129,4 +131,5 @@ def _set(mixture, entry, rows, *, encoder, seen=0):
     targets=targets,
     prompts=prompts,
     seen=seen,
+    metric_fns=mixture.known[entry.task].metric_fns,
   )

@@ -56,10 +56,11 @@ def measure(
   *,
   split: str,
   vocabulary: vocabularies.TokenizerVocabulary,
+  known: tasks.Known = tasks.TASKS,
 ) -> Lengths:
   """The lengths of a task's examples, in their order."""
   inputs, targets = tasks.tokens(
-    task, language, split=split, vocabulary=vocabulary
+    task, language, split=split, vocabulary=vocabulary, known=known
   )
   return Lengths(
     np.array([len(ids) for ids in inputs]),
@@ -84,6 +85,7 @@ def report(
       entry.language,
       split="train",
       vocabulary=mixture.vocabulary,
+      known=mixture.known,
     )
     if targets_length is None:
       longest = int((inputs + targets).max())

@@ -9,7 +9,7 @@ from typing import Any
 
 import seqio
 
-from sira_jax.data import quiet, vocabularies
+from sira_jax.data import examples, quiet, vocabularies
 from sira_jax.data import tasks as tasks_lib
 
 
@@ -18,11 +18,12 @@ class Entry:
   """One task in one language.
 
   Attributes:
-    task: key of `tasks.TASKS`.
+    task: its name.
     language: the language's code.
     name: of its seqio Task.
     zero_shot: True if no row in this language is trained on.
-    examples: in the training split, or in the test split of what is evaluated.
+    examples: in the training split, or in the test split of what is evaluated;
+      in the validation split where there is no test split.
     rate: share of the training examples that are this entry's; 0 if zero-shot.
   """
 
@@ -43,12 +44,20 @@ class Mixture:
     vocabulary: of inputs and targets alike.
     train: the entries trained on.
     evaluation: the entries tested on: those trained on, then the zero-shot.
+    known: the definitions of all tasks there are.
   """
 
   provider: seqio.Mixture
   vocabulary: vocabularies.TokenizerVocabulary
   train: tuple[Entry, ...]
   evaluation: tuple[Entry, ...]
+  known: tasks_lib.Known
+
+  def rows(self, entry: Entry, *, split: str) -> tuple[examples.Example, ...]:
+    """The examples of one split of an entry; see `tasks.rows`."""
+    return tasks_lib.rows(
+      entry.task, entry.language, split=split, known=self.known
+    )
 
 
 def build(
@@ -60,6 +69,7 @@ def build(
   rates: Mapping[str, float] | None = None,
   temperature: float = 1.0,
   maximum: int | None = None,
+  known: tasks_lib.Known = tasks_lib.TASKS,
 ) -> Mixture:
   """Mixes every task in every language of `languages`.
 
@@ -69,32 +79,41 @@ def build(
 
   Args:
     vocabulary: the base model's.
-    tasks: keys of `tasks.TASKS`.
+    tasks: keys of `known`.
     languages: the codes of the languages to train on.
     zero_shot: codes of languages to test only.
     rates: task -> positive number; one for each of `tasks`.
     temperature: 1 mixes in proportion to size, more evens out.
     maximum: examples above which a larger entry counts no more; None: no cap.
+    known: the tasks there are, such as those of `files.tasks`.
 
   Raises:
     ValueError: if there is no task or language, one is unknown or named twice,
-      a language is both trained on and zero-shot, a split is empty, or a
-      number is not positive.
+      a language is both trained on and zero-shot, there is nothing to train or
+      to test on in one, or a number is not positive.
   """
-  _check_names(tasks, languages, zero_shot)
+  _check_names(tasks, languages, zero_shot, known)
   _check_numbers(tasks, rates, temperature, maximum)
   providers = {
-    (task, language): tasks_lib.register(task, language, vocabulary=vocabulary)
+    (task, language): tasks_lib.register(
+      task, language, vocabulary=vocabulary, known=known
+    )
     for language in (*languages, *zero_shot)
     for task in tasks
   }
+  _check_distinct(providers)
 
   def entry(task: str, language: str, split: str, rate: float) -> Entry:
-    rows = tasks_lib.rows(task, language, split=split)
+    splits = known[task].rows(language)
+    if split == "test" and not splits.get("test") and splits.get("validation"):
+      split = "validation"
+    rows = tasks_lib.rows(task, language, split=split, known=known)
     name = providers[task, language].name
     return Entry(task, language, name, language in zero_shot, len(rows), rate)
 
   trained = [key for key in providers if key[1] not in zero_shot]
+  for task, language in trained:  # none would have no rate
+    tasks_lib.rows(task, language, split="train", known=known)
   # seqio warns of each Task that is not cached on disk.
   with quiet.logs():
     weights = {
@@ -113,6 +132,7 @@ def build(
     evaluation=tuple(
       entry(*key, "test", shares.get(key, 0.0)) for key in providers
     ),
+    known=known,
   )
 
 
@@ -136,13 +156,10 @@ def fingerprint(mixture: Mixture, **settings: Any) -> str:
     TypeError: if a setting is not JSON.
   """
   rows = hashlib.sha256()
-  for entries, split in (
-    (mixture.train, "train"),
-    (mixture.evaluation, "test"),
-  ):
-    for entry in entries:
-      for row in tasks_lib.rows(entry.task, entry.language, split=split):
-        rows.update(json.dumps(row).encode())
+  for entry in mixture.evaluation:
+    splits = mixture.known[entry.task].rows(entry.language)
+    for split in examples.SPLITS:
+      rows.update(json.dumps(splits.get(split, ())).encode())
   content = {
     "train": [dataclasses.astuple(entry) for entry in mixture.train],
     "evaluation": [dataclasses.astuple(entry) for entry in mixture.evaluation],
@@ -171,8 +188,20 @@ def _normalize(
   }
 
 
+def _check_distinct(providers: Mapping[tuple[str, str], seqio.Task]) -> None:
+  names = [provider.name for provider in providers.values()]
+  if len(set(names)) != len(names):
+    raise ValueError(
+      "Expected each task and language to make a name of its own, got"
+      f" {sorted(names)}. Rename a task."
+    )
+
+
 def _check_names(
-  tasks: Sequence[str], languages: Sequence[str], zero_shot: Sequence[str]
+  tasks: Sequence[str],
+  languages: Sequence[str],
+  zero_shot: Sequence[str],
+  known: tasks_lib.Known,
 ) -> None:
   for kind, names in (
     ("tasks", tasks),
@@ -184,8 +213,8 @@ def _check_names(
     if len(set(names)) != len(names):
       raise ValueError(f"Expected each of {kind} once, got {tuple(names)}.")
   if not tasks:
-    known = ", ".join(tasks_lib.TASKS)
-    raise ValueError(f"Expected a task at least, got none. There are: {known}.")
+    names = ", ".join(known)
+    raise ValueError(f"Expected a task at least, got none. There are: {names}.")
   if not languages:
     raise ValueError("Expected a language to train on at least, got none.")
   both = sorted(set(languages) & set(zero_shot))
@@ -196,7 +225,7 @@ def _check_names(
     )
   for task in tasks:
     for language in (*languages, *zero_shot):
-      tasks_lib.get(task, language)
+      tasks_lib.get(task, language, known=known)
 
 
 def _check_numbers(

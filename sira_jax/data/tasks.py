@@ -2,10 +2,11 @@
 """The text-to-text tasks, each a seqio Task in every language.
 
 A task's tokens are the base model's, so its seqio Task is made at run time,
-for a vocabulary. Your own task is one more entry of `TASKS`.
+for a vocabulary. Your own task is one more entry of `TASKS`, or comes from
+files (`files.py`): `known` is what names there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -33,14 +34,18 @@ class Definition:
       order; each prompt occurs once.
     metric_fns: seqio metric functions of (targets, predictions).
     languages: the codes that `rows` takes.
+    notes: where the rows are from and what was left out, for a run's reader.
   """
 
   rows: Callable[[str], examples.Rows]
   metric_fns: tuple[Callable[..., dict[str, Any]], ...]
   languages: tuple[str, ...]
+  notes: tuple[str, ...] = ()
 
 
-TASKS = {
+Known = Mapping[str, Definition]
+
+TASKS: Known = {
   "intents": Definition(
     intents.rows,
     (metrics.exact_match, metrics.intent_accuracy),
@@ -52,27 +57,27 @@ TASKS = {
 }
 
 
-def get(task: str, language: str) -> Definition:
+def get(task: str, language: str, *, known: Known = TASKS) -> Definition:
   """The definition of a task that exists in this language.
 
   Raises:
     ValueError: if there is no such task, or not in this language.
   """
-  if task not in TASKS:
+  if task not in known:
     raise ValueError(
-      f"Unknown task {task!r}. Available are: {', '.join(TASKS)}."
+      f"Unknown task {task!r}. Available are: {', '.join(known)}."
     )
-  definition = TASKS[task]
+  definition = known[task]
   if language not in definition.languages:
-    known = ", ".join(definition.languages)
+    languages = ", ".join(definition.languages)
     raise ValueError(
-      f"Task {task!r} has no language {language!r}. It has: {known}."
+      f"Task {task!r} has no language {language!r}. It has: {languages}."
     )
   return definition
 
 
 def rows(
-  task: str, language: str, *, split: str
+  task: str, language: str, *, split: str, known: Known = TASKS
 ) -> tuple[examples.Example, ...]:
   """The examples of one split.
 
@@ -80,18 +85,24 @@ def rows(
     ValueError: if the task, the language or the split does not exist, or the
       split is empty.
   """
-  splits = get(task, language).rows(language)
+  definition = get(task, language, known=known)
+  splits = definition.rows(language)
   if not splits.get(split):
-    known = ", ".join(name for name in splits if splits[name])
+    names = ", ".join(name for name in splits if splits[name])
+    notes = "".join(f" ({note})" for note in definition.notes)
     raise ValueError(
       f"Task {task!r} in {language!r} has no examples in split {split!r}. It"
-      f" has some in: {known or 'none'}."
+      f" has some in: {names or 'none'}.{notes}"
     )
   return splits[split]
 
 
 def register(
-  task: str, language: str, *, vocabulary: vocabularies.TokenizerVocabulary
+  task: str,
+  language: str,
+  *,
+  vocabulary: vocabularies.TokenizerVocabulary,
+  known: Known = TASKS,
 ) -> seqio.Task:
   """The seqio Task `<task>_<language>` for a vocabulary, from its registry.
 
@@ -101,8 +112,10 @@ def register(
   Raises:
     ValueError: if the task does not exist, or not in this language.
   """
-  name = f"{task}_{language}"
-  made = _seqio_task(name, get(task, language), language, vocabulary)
+  # seqio allows no hyphen in a name, and codes such as pt-BR have one.
+  name = f"{task}_{language}".replace("-", "_")
+  definition = get(task, language, known=known)
+  made = _seqio_task(name, definition, language, vocabulary)
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add_provider(name, made)
@@ -115,14 +128,16 @@ def tokens(
   *,
   split: str,
   vocabulary: vocabularies.TokenizerVocabulary,
+  known: Known = TASKS,
 ) -> tuple[list[list[int]], list[list[int]]]:
   """Token ids of inputs and targets, in the order of `rows`, without ends.
 
   Raises:
     ValueError: as `rows`.
   """
-  rows(task, language, split=split)
-  return _tokens(get(task, language), language, split, vocabulary)
+  rows(task, language, split=split, known=known)
+  definition = get(task, language, known=known)
+  return _tokens(definition, language, split, vocabulary)
 
 
 # Keyed by the definition: who replaces an entry of `TASKS` gets new tokens.
