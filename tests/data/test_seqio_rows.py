@@ -47,7 +47,10 @@ def add(name, *preprocessors):
 begin = functools.partial(text, prefix="NAME: ")
 ends = (seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos)
 add("NAME", begin, seqio.preprocessors.tokenize, *ends)
-add("NAME_reversed", begin, seqio.preprocessors.tokenize, reverse, *ends)
+tokenize = functools.partial(
+  seqio.preprocessors.tokenize, copy_pretokenized=False
+)
+add("NAME_reversed", begin, tokenize, reverse, *ends)
 add("NAME_failing", begin, fail, seqio.preprocessors.tokenize)
 """
 
