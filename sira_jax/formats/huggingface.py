@@ -154,7 +154,9 @@ def load_model(
       _swap_rows(part, tensor, index, 0, spare)
     part = part.T if _is_kernel(path) else part
     # Copied: a change of the file would change the weights otherwise.
-    return np.array(part, dtype, order="C")
+    part = np.array(part, dtype, order="C")
+    safetensors_file.forget(tensor)
+    return part
 
   return nnx.merge(graph, sharding.filled(shapes, read))
 

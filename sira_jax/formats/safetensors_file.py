@@ -17,6 +17,7 @@ Source: the README of github.com/huggingface/safetensors, "Format".
 import collections
 import json
 import math
+import mmap
 import os
 import pathlib
 import re
@@ -77,6 +78,19 @@ def files(folder: PathLike) -> list[pathlib.Path]:
       " transformers: AutoModel...from_pretrained(...).save_pretrained(...)."
     )
   return [folder / name for name in sorted(set(_index(folder).values()))]
+
+
+def forget(tensor: np.ndarray) -> None:
+  """Has a tensor's file give back the memory that reading it has taken.
+
+  What was read stays in the system's cache as long as there is room; without
+  this it would count as this process's memory for as long as the file is open.
+  """
+  owner = tensor
+  while owner is not None and not isinstance(owner, mmap.mmap):
+    owner = getattr(owner, "base", None)
+  if owner is not None:
+    owner.madvise(mmap.MADV_DONTNEED)
 
 
 def read_folder(folder: PathLike) -> dict[str, np.ndarray]:
