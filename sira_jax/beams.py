@@ -104,7 +104,7 @@ def search(
   for indices, batch in prompts.batches(
     inputs, batch_size=batch_size, pad_id=pad_id, copies=beams
   ):
-    batch |= {
+    numbers = {
       "ends": ends,
       "penalty": np.array(length_penalty, np.float32),
       "early": np.array(early_stopping),
@@ -112,7 +112,7 @@ def search(
     searched = _search(
       graph,
       state,
-      sharding.rows(batch),
+      {**sharding.rows(batch), **sharding.whole(numbers)},
       beams=beams,
       max_new_tokens=max_new_tokens,
     )

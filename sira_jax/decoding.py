@@ -193,7 +193,6 @@ def _continuations(
   ends, draws = prompts_lib.ends(eos_id), _draws(prompts, samples)
   found: dict[int, list[list[int]]] = {}
   for indices, batch in prompts_lib.batches(prompts, copies=samples, **options):
-    batch |= {"ends": ends, **numbers}
     if numbers:
       batch["draws"] = np.zeros((len(batch["lengths"]), 2), np.uint32)
       batch["draws"][: len(indices)] = draws[indices]
@@ -201,7 +200,7 @@ def _continuations(
     decoded = _decode(
       graph,
       state,
-      sharding.rows(batch),
+      {**sharding.rows(batch), **sharding.whole({"ends": ends, **numbers})},
       max_new_tokens=max_new_tokens,
       samples=samples,
     )

@@ -252,6 +252,14 @@ def rows(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
   return {name: put(name, array) for name, array in batch.items()}
 
 
+def whole(values: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+  """Values that every device has whole; without a mesh, on the first device."""
+  if _current.value is None:
+    return jax.device_put(values)
+  sharding = _named(_current.value[0], ())
+  return {name: _put(array, sharding) for name, array in values.items()}
+
+
 def places() -> int:
   """How many places for rows the mesh in use has; 1 without a mesh."""
   if _current.value is None:

@@ -76,11 +76,11 @@ def test_one_beam_is_greedy():
 
 
 def test_on_a_mesh():
-  """Prompts and weights over four devices, the beams of one in one place."""
+  """Prompts and weights over eight devices, stop tokens on each."""
   golden = tiny_generation.Golden("tiny_llama_sharded")
-  with sharding.use(meshes.mesh(data=2, fsdp=2, devices=jax.devices()[:4])):
+  with sharding.use(meshes.mesh(data=4, fsdp=2)):
     sharding.place(golden.model)
-    # Two prompts' beams at once, rounded up to four rows of prompts.
+    # Two prompts' beams at once, rounded up to eight rows of prompts.
     assert tokens(search(golden, batch_size=8)) == golden.tokens("beams/plain")
 
 
