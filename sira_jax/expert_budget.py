@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 
 from sira_jax import configuration
-from sira_jax.adapters import allocation, surgery
+from sira_jax.adapters import allocation, hosts, surgery
 
 UNITS = ("experts", "parameters")
 
@@ -110,7 +110,7 @@ def costs(
         " layer of the model."
       )
     for path, layer in matched.items():
-      cost = one.parameters(layer.in_features, layer.out_features)
+      cost = one.parameters(hosts.fold(layer).d, hosts.fold(layer).f)
       found.setdefault(path, cost)
   return {path: found[path] for path in surgery.linears(model) if path in found}
 

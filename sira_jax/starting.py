@@ -145,7 +145,7 @@ def _without_gate(up, gate):
 
 def _check(layer, pair):
   a, b = pair
-  d, f = layer.in_features, layer.out_features
+  d, f = layer.adapter.A.shape[0], layer.adapter.B.shape[-1]
   if (a.shape[0], b.shape[1]) != (d, f):
     raise ValueError(
       f"the LoRA is for a layer of {a.shape[0]} to {b.shape[1]} features, and"

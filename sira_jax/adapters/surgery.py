@@ -17,8 +17,9 @@ from flax import nnx
 import jax
 
 from sira_jax import sharding
-from sira_jax.adapters import adamix, rescaling, tuning
+from sira_jax.adapters import adamix, adapted_layers, hosts, rescaling, tuning
 from sira_jax.adapters import adapter as adapter_lib
+from sira_jax.adapters.adapted_layers import Adapted
 from sira_jax.adapters.variables import Axes, BaseParam
 
 Adapter = adapter_lib.Adapter | adamix.AdaMix | rescaling.Rescaling
@@ -79,21 +80,13 @@ class Site:
   parameters: int
 
 
-class Adapted(nnx.Linear):
-  """A frozen `nnx.Linear` and its adapter: the sum of both outputs."""
-
-  adapter: Adapter
-
-  def __call__(self, inputs, *args, **kwargs):
-    """x W0 (+ bias) + the adapter's term, in the frozen output's dtype."""
-    y = super().__call__(inputs, *args, **kwargs)
-    return y + self.adapter(inputs, y).astype(y.dtype)
-
-
 def adapt(
   model: nnx.Module, rules: Sequence[Rule], *, rngs: nnx.Rngs
 ) -> tuple[Site, ...]:
-  """Adapts, in place, each `nnx.Linear` of `model` that a rule matches.
+  """Adapts, in place, each linear layer of `model` that a rule matches.
+
+  These are `nnx.Linear`, `nnx.LinearGeneral` and `nnx.Einsum` where they
+  multiply the last axes by one weight; see `hosts`.
 
   The first rule that matches a layer decides. What a layer's adapter starts
   from depends on `rngs` and the layer's path alone (of several paths to one
@@ -108,7 +101,7 @@ def adapt(
 
   Raises:
     ValueError: no rules; a rule that decides no layer; a rule that matches a
-      layer with a kernel that is no plain `nnx.Linear`, or one adapted before;
+      layer with a kernel that is none of these, or one adapted before;
       a router to be shared, in a model that does not say which layers read the
       same input. Nothing is changed then.
   """
@@ -146,8 +139,8 @@ def adapt(
   return sites(model)
 
 
-def linears(model: nnx.Module) -> dict[str, nnx.Linear]:
-  """Path -> layer of each `nnx.Linear`, adapted or not, in the model's order.
+def linears(model: nnx.Module) -> dict[str, nnx.Module]:
+  """Path -> layer of each that can be adapted, or is, in the model's order.
 
   A layer of several paths is there by each of them.
   """
@@ -159,7 +152,7 @@ def sites(model: nnx.Module) -> tuple[Site, ...]:
   found, routers = [], set()
   for path, module in nnx.iter_modules(model):
     if isinstance(module, Adapted):
-      shape = (module.in_features, module.out_features)
+      shape = (hosts.fold(module).d, hosts.fold(module).f)
       parameters = module.adapter.factory.parameters(*shape)
       router = getattr(module.adapter, "router", None)
       if id(router) in routers and router.settings.trained:
@@ -194,9 +187,8 @@ def merge(model: nnx.Module) -> None:
     raise ValueError("The model has no adapters to merge.")
   merged = []
   for path, layer in adapted:
-    bias = None if layer.bias is None else layer.bias[...]
     try:
-      merged.append(layer.adapter.merged(layer.kernel[...], bias))
+      merged.append(_merged(layer))
     except ValueError as error:
       raise ValueError(f"{path}: {error}") from None
   for (_, layer), (kernel, bias) in zip(adapted, merged, strict=True):
@@ -208,10 +200,22 @@ def merge(model: nnx.Module) -> None:
     tuning.freeze(module)
 
 
+def _merged(layer):
+  """The layer's weight and bias with its adapter's."""
+  fold, bias = hosts.fold(layer), None
+  if layer.bias is not None:
+    bias = layer.bias[...].reshape(fold.f)
+  kernel, bias = layer.adapter.merged(fold.matrix(layer.kernel[...]), bias)
+  if bias is not None:
+    bias = bias.reshape(layer.bias[...].shape)
+  return fold.kernel(kernel), bias
+
+
 def remove(layer: Adapted) -> None:
   """Takes a layer's adapter away; the frozen layer is what it was."""
   del layer.adapter
-  layer.__class__ = nnx.Linear
+  kinds = adapted_layers.KINDS.items()
+  layer.__class__ = next(plain for plain, own in kinds if type(layer) is own)
 
 
 def _owners(model):
@@ -226,7 +230,17 @@ def _owners(model):
 
 
 def _is_linear(module):
-  return type(module) in (nnx.Linear, Adapted)
+  return isinstance(module, Adapted) or (
+    type(module) in hosts.KINDS and _no_host(module) is None
+  )
+
+
+def _no_host(module):
+  """Why no adapter can go beside it; None if one can."""
+  try:
+    hosts.fold(module)
+  except ValueError as error:
+    return error
 
 
 def _is_full(factory):
@@ -313,10 +327,12 @@ def _check(rule, linears, owners):
     if pattern.fullmatch(path)
   ]
   if refused:
-    kind = type(owners[refused[0]]).__name__
+    layer = owners[refused[0]]
+    why = _no_host(layer) or "it is of a class of its own"
     raise ValueError(
-      f"The rule {rule.path!r} matches {refused[0]!r}, a {kind}; only plain"
-      " nnx.Linear layers can be adapted. Narrow the rule."
+      f"The rule {rule.path!r} matches {refused[0]!r}, a"
+      f" {type(layer).__name__}, which cannot be adapted: {why}. Narrow the"
+      " rule."
     )
   if not matched:
     near = difflib.get_close_matches(rule.path, layers, n=3, cutoff=0.0)
@@ -337,17 +353,17 @@ def _graft(grafts, key):
   def make(path, layer, factory, key):
     seed = zlib.crc32(path.encode())
     return factory.make(
-      layer.in_features,
-      layer.out_features,
+      hosts.fold(layer).d,
+      hosts.fold(layer).f,
       key=jax.random.fold_in(key, seed),
       seed=seed,
-      axes=layer.kernel.get_metadata().get("axes", (None, None)),
+      axes=hosts.axes(layer),
     )
 
   made = sharding.born(lambda key: [make(*graft, key) for graft in grafts], key)
   for (_, layer, _), adapter in zip(grafts, made, strict=True):
     layer.adapter = adapter
-    layer.__class__ = Adapted
+    layer.__class__ = adapted_layers.KINDS[type(layer)]
 
 
 def _name(path):

@@ -32,7 +32,7 @@ class Toy(nnx.Module):
   def __init__(self):
     rngs = nnx.Rngs(0)
     self.layers = nnx.List([Block(rngs), Block(rngs)])
-    self.general = nnx.LinearGeneral(4, 4, rngs=rngs)
+    self.general = nnx.LinearGeneral((2, 4), 4, axis=(0, 2), rngs=rngs)
     self.special = Special(4, 4, rngs=rngs)
 
   def __call__(self, x):
@@ -74,7 +74,10 @@ def test_the_first_rule_that_matches_decides():
     ([("layers.0.q_prj", LORA)], r"matches no layer.*nearest.*layers\.0\.q_pr"),
     ([("q_proj", LORA)], "must match a whole path"),
     ([(r".*_proj", LORA), (r".*q_proj", SIRA)], r"\['\.\*q_proj'\] decide no"),
-    ([("general", LORA)], "'general', a LinearGeneral"),
+    (
+      [("general", LORA)],
+      r"'general', a LinearGeneral.*axes \(0, 2\), not",
+    ),
     ([("special", LORA)], "'special', a Special"),
     ([("(", LORA)], "is no regex"),
   ],
