@@ -17,6 +17,7 @@ EINSUMS = {
   "BTNH,NHD->BTD": ((6, 3), (4,)),
   "btnh, hnd -> btd": ((6, 3), (4,)),
   "btd,fd->btf": ((4,), (5,)),
+  "btnh,dnh->btd": ((6, 3), (4,)),
 }
 
 
