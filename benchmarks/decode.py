@@ -6,8 +6,8 @@
 
 Greedy decoding of random prompts with a cache, on SmolLM2-135M's shapes and
 random float32 weights; all its projections are adapted. "merged" is the base
-with LoRA's weights merged in: the base's own speed. Models take turns; a time is
-a median, and a ratio the median of each round's, to "merged". Reading the prompt
+alone, as it is with LoRA's weights merged in. Models take turns; a time is a
+median, and a ratio the median of each round's, to "merged". Reading the prompt
 is part of the time.
 """
 

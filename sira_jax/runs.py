@@ -116,7 +116,12 @@ def before(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
       f"The scores before training cannot be those of {workdir}: "
       + ("\n  ".join(["", *changed]) if changed else "it has none.")
     )
-  return file.read_text()
+  text = file.read_text()
+  try:
+    evaluation.loads(text)
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{file} cannot be read: {error}") from None
+  return text
 
 
 def check_data(workdir: pathlib.Path, data: str, *, keep: bool) -> None:

@@ -193,6 +193,9 @@ def test_scores_before_training_of_another_run(base, tmp_path, monkeypatch):
   tiny_run.main(monkeypatch, config, workdir, before=str(other))
   assert (workdir / "before.json").read_text() == file.read_text()
   assert "12.5" in (workdir / "results.md").read_text()
+  file.write_text(file.read_text()[:-2])
+  with pytest.raises(SystemExit, match=r"before\.json cannot be read"):
+    tiny_run.main(monkeypatch, config, tmp_path / "third", before=str(other))
   file.unlink()
   with pytest.raises(SystemExit, match="it has none"):
     tiny_run.main(monkeypatch, config, tmp_path / "third", before=str(other))
