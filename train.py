@@ -34,6 +34,7 @@ from sira_jax import (
   configuration,
   distributed,
   evaluation,
+  metrics_log,
   nonfinite,
   pictures,
   plan,
@@ -176,7 +177,7 @@ def restore(run, config, workdir, stage) -> training.TrainState | None:
       base=run.base.fingerprint,
       data=run.data,
       logged=int(
-        distributed.agreed(str(runs.logged(folder / "metrics.jsonl")))
+        distributed.agreed(str(metrics_log.logged(folder / "metrics.jsonl")))
       ),
     )
   print(f"Continuing at step {int(found.step)} of {stage.steps}.")
@@ -244,7 +245,7 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
   with (
     checkpoints.Checkpoints(folder / "checkpoints") as saved,
     contextlib.closing(
-      runs.MetricsLog(folder / "metrics.jsonl", step=first)
+      metrics_log.MetricsLog(folder / "metrics.jsonl", step=first)
     ) as log,
   ):
     for number in range(first + 1, total + 1):

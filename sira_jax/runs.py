@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's directory: its config, its metrics, and no second run in it."""
+"""A run's directory: its config, what is in it, and no second run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import fcntl
-import io
 import json
-import math
 import os
 import pathlib
 import sys
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from absl import logging
 import ml_collections
@@ -248,61 +246,6 @@ def listing(workdir: pathlib.Path) -> str:
   return ", ".join(sorted(name for name in names if name[0] != "."))
 
 
-def logged(file: pathlib.Path) -> int:
-  """The step up to which a metrics.jsonl has a line for every step."""
-  found = {_step(line) for line in _lines(file)}
-  step = 0
-  while step + 1 in found:
-    step += 1
-  return step
-
-
-class MetricsLog:
-  """metrics.jsonl: one JSON object a line, in step order, appended.
-
-  A number that JSON has none for (nan, inf) is written as null.
-
-  Args:
-    file: the log.
-    step: where the run goes on; later lines, of steps that will be taken
-      again, are dropped, and lines that are damaged.
-
-  Attributes:
-    skipped: the steps whose update was left out, oldest first.
-  """
-
-  def __init__(self, file: pathlib.Path, *, step: int):
-    kept = {_step(line): line for line in _lines(file) if _step(line) <= step}
-    lacking = step - len(kept)
-    if lacking:
-      print(f"{file} lacks the lines of {lacking} steps.", flush=True)
-    lines = [kept[number] for number in sorted(kept)]
-    write(file, "".join(line + "\n" for line in lines))
-    self._stream = file.open("a") if distributed.first() else io.StringIO()
-    self.skipped = [
-      number
-      for number in sorted(kept)
-      if json.loads(kept[number]).get("skipped")
-    ]
-
-  def append(self, values: Mapping[str, Any]) -> None:
-    """Adds a line; `values` has a "step"."""
-    line = json.dumps({name: _number(value) for name, value in values.items()})
-    self._stream.write(line + "\n")
-    self._stream.flush()
-    if values.get("skipped"):
-      self.skipped.append(values["step"])
-
-  def sync(self) -> None:
-    """Has the lines on the disk, as they must be before their checkpoint is."""
-    if distributed.first():
-      os.fsync(self._stream.fileno())
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._stream.close()
-
-
 def _open(workdir, config):
   """Makes the folder, takes its lock and leaves the config there."""
   try:
@@ -375,26 +318,6 @@ def _fixed(config):
     else group
     for name, group in config.items()
   }
-
-
-def _lines(file):
-  if not file.exists():
-    return []
-  # A damaged byte spoils its own line alone.
-  return file.read_text(errors="replace").splitlines()
-
-
-def _step(line):
-  try:
-    return int(json.loads(line)["step"])
-  except (ValueError, TypeError, KeyError):
-    return math.inf  # damaged, or the half line of a process that was killed
-
-
-def _number(value):
-  return (
-    None if isinstance(value, float) and not math.isfinite(value) else value
-  )
 
 
 def _first_line(error):

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks import faults
-from sira_jax import nonfinite, runs
+from sira_jax import metrics_log, nonfinite, runs
 from sira_jax.data import pipeline
 from sira_jax.training import step as training
 from tests import tiny, tiny_run
@@ -318,7 +318,7 @@ def full(*_, **__):
 def test_no_space(config, whole, tmp_path, monkeypatch, where):
   """Ends with what to do; the same command goes on when there is space."""
   workdir, calls = tmp_path / "run", []
-  write, append = runs.write, runs.MetricsLog.append
+  write, append = runs.write, metrics_log.MetricsLog.append
 
   def failing_write(file, content):
     if file.name == where:
@@ -335,7 +335,7 @@ def test_no_space(config, whole, tmp_path, monkeypatch, where):
 
   with monkeypatch.context() as patch, ends("no space left for the run in"):
     if where == "metrics":
-      patch.setattr(runs.MetricsLog, "append", failing_append)
+      patch.setattr(metrics_log.MetricsLog, "append", failing_append)
     elif where == "predictions":
       patch.setattr("sira_jax.assembly.save_predictions", full)
     elif where == "checkpoint":

@@ -13,7 +13,7 @@ import sys
 import ml_collections
 import pytest
 
-from sira_jax import runs
+from sira_jax import metrics_log, runs
 
 
 def config(rate=0.5):
@@ -216,13 +216,13 @@ def test_listing(tmp_path):
 
 def test_log_goes_on_where_the_run_does(tmp_path):
   file = tmp_path / "metrics.jsonl"
-  log = runs.MetricsLog(file, step=0)
+  log = metrics_log.MetricsLog(file, step=0)
   for step in (1, 2, 3):
     log.append({"step": step, "loss": step / 2})
   log.close()
   with file.open("a") as stream:
     stream.write('{"step": 4, "lo')  # killed here
-  log = runs.MetricsLog(file, step=2)
+  log = metrics_log.MetricsLog(file, step=2)
   log.append({"step": 3, "loss": 9.0})
   log.close()
   lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -232,14 +232,14 @@ def test_log_goes_on_where_the_run_does(tmp_path):
 def test_a_damaged_log(tmp_path, capsys):
   """Only what is damaged is dropped, and it is said how much."""
   file = tmp_path / "metrics.jsonl"
-  assert runs.logged(file) == 0
+  assert metrics_log.logged(file) == 0
   rows = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
   file.write_text("\n".join(rows))
-  assert runs.logged(file) == 4
+  assert metrics_log.logged(file) == 4
   rows[2:3] = ["17", "null", '{"loss": 3}', "\ud800"]
   file.write_bytes("\n".join(rows).encode(errors="surrogatepass"))
-  assert runs.logged(file) == 2
-  runs.MetricsLog(file, step=4).close()
+  assert metrics_log.logged(file) == 2
+  metrics_log.MetricsLog(file, step=4).close()
   assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 4}\n'
   assert "lacks the lines of 1 steps" in capsys.readouterr().out
 
@@ -247,20 +247,20 @@ def test_a_damaged_log(tmp_path, capsys):
 def test_a_log_is_json(tmp_path):
   """Which has no nan; and it knows which steps were left out."""
   file = tmp_path / "log"
-  log = runs.MetricsLog(file, step=0)
+  log = metrics_log.MetricsLog(file, step=0)
   for step, skipped in ((1, 0.0), (2, 1.0), (3, 1.0)):
     loss = float("nan") if skipped else 1.0
     log.append({"step": step, "loss": loss, "skipped": skipped})
   assert log.skipped == [2, 3]
   log.close()
   assert '"loss": null' in file.read_text() and "NaN" not in file.read_text()
-  log = runs.MetricsLog(file, step=2)
+  log = metrics_log.MetricsLog(file, step=2)
   log.close()
   assert log.skipped == [2]
 
 
 def test_each_line_is_in_the_file_at_once(tmp_path):
-  log = runs.MetricsLog(tmp_path / "log", step=0)
+  log = metrics_log.MetricsLog(tmp_path / "log", step=0)
   log.append({"step": 1})
   assert (tmp_path / "log").read_text() == '{"step": 1}\n'
   log.close()
