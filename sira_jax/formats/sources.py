@@ -124,7 +124,8 @@ def _from_storage(
   # They become a path under the cache, which they must not leave.
   if not set(parts).isdisjoint({"", ".", ".."}):
     raise ValueError(
-      f"Expected {scheme}://BUCKET/PATH without empty parts, got {uri}.\n{_WAYS}"
+      f"Expected {scheme}://BUCKET/PATH without empty parts, got {uri}."
+      f"\n{_WAYS}"
     )
   copy = cache_folder().joinpath(scheme, *parts)
   try:
