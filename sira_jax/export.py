@@ -104,11 +104,8 @@ def adapters(model: nnx.Module) -> dict[str, surgery.Adapter]:
   Raises:
     ValueError: weights of the base itself were trained.
   """
-  found = {
-    ".".join(map(str, path)): module.adapter
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, surgery.Adapted)
-  }
+  layers = surgery.adapted(model)
+  found = {path: layer.adapter for path, layer in layers.items()}
   freed = [s.path for s in surgery.sites(model) if s.path not in found]
   if freed or not found:
     raise ValueError(

@@ -103,9 +103,8 @@ def _check_experts(export):
   model, folder = export.model, export.folder
   routers = safetensors.load_file(folder / "routers.safetensors")
   layers = {
-    huggingface.module_name(model, ".".join(map(str, path))): module.adapter
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, surgery.Adapted)
+    huggingface.module_name(model, path): layer.adapter
+    for path, layer in surgery.adapted(model).items()
   }
   experts = {
     int(path.name.removeprefix("expert_")): peft.read(path)

@@ -73,11 +73,7 @@ def begin(model: nnx.Module, *, peft: Sequence[str] = ()) -> int:
     raise ValueError(
       f"config.start.peft must be a tuple of folders, got {peft!r}."
     )
-  layers = {
-    ".".join(map(str, path)): module
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, surgery.Adapted)
-  }
+  layers = surgery.adapted(model)
   names = {huggingface.module_name(model, path): path for path in layers}
   given: dict[str, dict[int, peft_lib.Pair]] = {}
   for number, folder in enumerate(peft):

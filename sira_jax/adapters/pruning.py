@@ -55,11 +55,9 @@ def remaining(model: nnx.Module) -> dict[str, tuple[int, int]]:
 
 def _gated(model):
   return {
-    ".".join(map(str, path)): module
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, surgery.Adapted)
-    and isinstance(module.adapter, Adapter)
-    and module.adapter.g is not None
+    path: layer
+    for path, layer in surgery.adapted(model).items()
+    if isinstance(layer.adapter, Adapter) and layer.adapter.g is not None
   }
 
 

@@ -147,6 +147,15 @@ def linears(model: nnx.Module) -> dict[str, nnx.Module]:
   return {p: m for p, m in _owners(model).items() if _is_linear(m)}
 
 
+def adapted(model: nnx.Module) -> dict[str, Adapted]:
+  """Path -> layer of each that has an adapter, in the model's order."""
+  return {
+    _name(path): module
+    for path, module in nnx.iter_modules(model)
+    if isinstance(module, Adapted)
+  }
+
+
 def sites(model: nnx.Module) -> tuple[Site, ...]:
   """The sites of an adapted model, in its order."""
   found, routers = [], set()
@@ -180,18 +189,17 @@ def merge(model: nnx.Module) -> None:
     ValueError: an adapter whose term no single weight equals, named with its
       path (nothing is changed then); or a model without adapters.
   """
-  modules = [(_name(path), module) for path, module in nnx.iter_modules(model)]
-  adapted = [(path, m) for path, m in modules if isinstance(m, Adapted)]
-  freed = [m for _, m in modules if tuning.owned(m, BaseParam)]
-  if not adapted and not freed:
+  layers = adapted(model)
+  freed = [m for m in _owners(model).values() if tuning.owned(m, BaseParam)]
+  if not layers and not freed:
     raise ValueError("The model has no adapters to merge.")
   merged = []
-  for path, layer in adapted:
+  for path, layer in layers.items():
     try:
       merged.append(_merged(layer))
     except ValueError as error:
       raise ValueError(f"{path}: {error}") from None
-  for (_, layer), (kernel, bias) in zip(adapted, merged, strict=True):
+  for layer, (kernel, bias) in zip(layers.values(), merged, strict=True):
     layer.kernel[...] = kernel
     if bias is not None:
       layer.bias[...] = bias

@@ -54,7 +54,7 @@ def write(
     ValueError: the model has no adapters, or weights of its own are trained.
   """
   sites = surgery.sites(model)
-  layers = _adapted(model)
+  layers = surgery.adapted(model)
   other = [site.path for site in sites if site.path not in layers]
   if other or not layers:
     raise ValueError(
@@ -118,7 +118,7 @@ def read(
   sites = surgery.adapt(model, rules, rngs=nnx.Rngs(0))
   wanted = {
     f"{path}.{name}": variable
-    for path, layer in _adapted(model).items()
+    for path, layer in surgery.adapted(model).items()
     for name, variable in _arrays(layer.adapter).items()
   }
   problems = [f"missing: {name}" for name in wanted.keys() - tensors.keys()]
@@ -139,14 +139,6 @@ def read(
     value = np.array(tensors[name])
     variable[...] = jax.device_put(value, variable[...].sharding)
   return sites
-
-
-def _adapted(model):
-  return {
-    ".".join(map(str, path)): module
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, surgery.Adapted)
-  }
 
 
 def _arrays(adapter):

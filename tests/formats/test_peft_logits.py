@@ -78,11 +78,10 @@ def test_peft_is_given_what_its_logits_are_of(name, of_ours, tmp_path):
   """From our trained model to the very tensors that PEFT was given."""
   model = trained(name)
   pairs = {
-    huggingface.module_name(model, ".".join(map(str, path))): [
-      np.asarray(part) for part in module.adapter.low_rank()
+    huggingface.module_name(model, path): [
+      np.asarray(part) for part in layer.adapter.low_rank()
     ]
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, surgery.Adapted)
+    for path, layer in surgery.adapted(model).items()
   }
   peft.write(tmp_path, pairs, base=name, encoder_decoder="t5" in name)
   read = peft.read(tmp_path)

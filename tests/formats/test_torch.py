@@ -52,10 +52,9 @@ def test_peft_reads_our_folders(name, uniform, tmp_path):
   model = test_peft_logits.trained(name)
   pairs = {
     huggingface.module_name(model, path): tuple(
-      np.asarray(part) for part in module.adapter.low_rank()
+      np.asarray(part) for part in layer.adapter.low_rank()
     )
-    for path, module in surgery.linears(model).items()
-    if isinstance(module, surgery.Adapted)
+    for path, layer in surgery.adapted(model).items()
   }
   peft_lib.write(
     tmp_path,
