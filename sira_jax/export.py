@@ -21,12 +21,11 @@ import json
 import pathlib
 import re
 
-from absl import flags
+from absl import flags, logging
 from flax import nnx
 import jax
 import ml_collections
 import numpy as np
-from safetensors import numpy as safetensors
 
 from sira_jax import (
   adapted,
@@ -46,6 +45,7 @@ from sira_jax.formats import (
   huggingface_writer,
   native,
   peft,
+  safetensors_file,
   sources,
 )
 
@@ -146,7 +146,7 @@ def write_experts(export: Export) -> str:
       by_expert.setdefault(expert, {})[path] = pair
   for expert, pairs in sorted(by_expert.items()):
     rank = export.write_pairs(export.folder / f"expert_{expert}", pairs)
-  safetensors.save_file(routers, export.folder / ROUTERS)
+  safetensors_file.write(export.folder / ROUTERS, routers)
   return (
     f"{len(by_expert)} folders, each with an expert at weight 1, and"
     f" {ROUTERS}. {_served(rank)}"
@@ -245,6 +245,7 @@ def export(
 
 def main(argv):
   """Reads the flags; a user's mistake ends with its message alone."""
+  logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(_WORKDIR.value)
   folder = pathlib.Path(_OUT.value or workdir / "export" / _FORMAT.value)
   process.prepare()

@@ -16,7 +16,6 @@ import shutil
 from flax import nnx
 import jax
 import numpy as np
-from safetensors import numpy as safetensors
 import tokenizers
 
 from sira_jax.formats import huggingface, safetensors_file
@@ -100,7 +99,7 @@ def _write_weights(folder, model, spare, limit):
     for key in tables & tensors.keys():
       tensors[key] = np.array(tensors[key])
       tensors[key][[0, spare]] = tensors[key][[spare, 0]]
-    safetensors.save_file(tensors, folder / name, metadata={"format": "pt"})
+    safetensors_file.write(folder / name, tensors, torch=True)
     names.append(name)
     where |= dict.fromkeys(keys, name)
   if len(shards) > 1:

@@ -22,7 +22,6 @@ from typing import Any
 from flax import nnx
 import jax
 import numpy as np
-from safetensors import numpy as safetensors
 
 from sira_jax.adapters import adamix, rescaling, routers, surgery
 from sira_jax.adapters import adapter as adapter_lib
@@ -70,7 +69,7 @@ def write(
     for name, value in _arrays(layer.adapter).items():
       tensors[f"{path}.{name}"] = np.asarray(jax.device_get(value[...]))
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.save_file(tensors, folder / WEIGHTS)
+  safetensors_file.write(folder / WEIGHTS, tensors)
   text = json.dumps(
     {"format": VERSION, "base": dict(base), "layers": settings}, indent=1
   )

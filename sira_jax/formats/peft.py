@@ -21,7 +21,6 @@ import re
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as safetensors
 
 from sira_jax.formats import safetensors_file
 
@@ -121,7 +120,7 @@ def write(
     "use_rslora": False,
   }
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+  safetensors_file.write(folder / WEIGHTS, tensors, torch=True)
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
   return largest
 

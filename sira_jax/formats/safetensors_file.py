@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what safetensors files consist of, and trusts nothing that they say.
+"""Safetensors files: what they say is not trusted, and slices are read alone.
 
     length    of the header, 8 bytes, little-endian
     header    JSON: name -> dtype, shape, [begin, end) of its data from here
@@ -15,6 +15,7 @@ Source: the README of github.com/huggingface/safetensors, "Format".
 """
 
 import collections
+from collections.abc import Mapping
 import json
 import math
 import mmap
@@ -25,6 +26,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import numpy as safetensors
 
 PathLike = str | os.PathLike[str]
 
@@ -78,6 +80,24 @@ def files(folder: PathLike) -> list[pathlib.Path]:
       " transformers: AutoModel...from_pretrained(...).save_pretrained(...)."
     )
   return [folder / name for name in sorted(set(_index(folder).values()))]
+
+
+def write(
+  path: pathlib.Path,
+  tensors: Mapping[str, np.ndarray],
+  *,
+  torch: bool = False,
+) -> None:
+  """Writes a safetensors file that whoever may read the folder may read.
+
+  Args:
+    path: of the file.
+    tensors: by name.
+    torch: say that it is a PyTorch model's, as Hugging Face's readers want.
+  """
+  metadata = {"format": "pt"} if torch else None
+  safetensors.save_file(dict(tensors), path, metadata=metadata)
+  path.chmod(0o644)  # the library leaves it to its owner alone
 
 
 def forget(tensor: np.ndarray) -> None:
