@@ -310,7 +310,9 @@ def _mean_weights(workdir) -> dict[str, np.ndarray]:
   sites = runs.load(file, lambda text: json.loads(text)["sites"])
   if not sites or any("weight" not in one for one in sites.values()):
     raise ValueError(
-      f"{file} has no mean weights of the experts: the run has to be finished."
+      f"{file} has no mean weights of the experts: the run is not finished, or"
+      " was before they were kept. Without its results.json, the run's command"
+      " makes both anew."
     )
   return {
     path.removesuffix(".adapter"): np.mean(one["weight"], axis=0)
