@@ -19,8 +19,12 @@ import numpy as np
 from safetensors import numpy as safetensors
 import tokenizers
 
-from sira_jax.formats import huggingface, safetensors_file
-from sira_jax.models import decoder
+from sira_jax.formats import (
+  huggingface,
+  huggingface_encoders,
+  safetensors_file,
+)
+from sira_jax.models import decoder, encoder
 
 SHARD = 5 * 2**30
 # Of the folder that the model came from; weights and old model cards stay.
@@ -73,6 +77,8 @@ def write(
       for file in source.glob(pattern):
         if file.name != safetensors_file.INDEX:
           shutil.copyfile(file, folder / file.name)
+    if isinstance(model, encoder.Encoder):
+      _change_encoder_config(folder / "config.json", model)
   else:
     _write_decoder_config(folder, model, eos_id)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -136,6 +142,12 @@ def _shards(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
     shard.append(name)
     used += size
   yield shard
+
+
+def _change_encoder_config(file, model: encoder.Encoder):
+  """The copied config.json says what is written: a head, or none."""
+  entries = safetensors_file.read_json(file)
+  _dump(file, entries | huggingface_encoders.headed(entries, model.config))
 
 
 def _write_decoder_config(folder, model: decoder.Decoder, eos_id):
