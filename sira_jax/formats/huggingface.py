@@ -86,7 +86,8 @@ def _t5_name(path: str) -> str:
   return ".".join([stack, "block", number, _T5_LAYERS[stack][layer], *inner])
 
 
-def _encoder_layout(config: encoder_blocks.EncoderConfig) -> Layout:
+def encoder_layout(config: encoder_blocks.EncoderConfig) -> Layout:
+  """How checkpoints of encoders are laid out: it depends on the family."""
   return Layout(
     model=encoder.Encoder,
     name=functools.partial(huggingface_encoders.name, config),
@@ -290,7 +291,7 @@ def _swap_rows(part, tensor, index, *pair):
 
 def _layout(config: huggingface_config.Config) -> Layout:
   if isinstance(config, encoder_blocks.EncoderConfig):
-    return _encoder_layout(config)
+    return encoder_layout(config)
   return _LAYOUTS[type(config)]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sira_jax.formats.huggingface_entries import Entries
+from sira_jax.models.encoder import Encoder
 from sira_jax.models.encoder_blocks import EncoderConfig
 
 _ACTIVATIONS = {
@@ -121,16 +122,36 @@ def padded_with_zero(config: EncoderConfig, spare: int) -> EncoderConfig:
   return dataclasses.replace(config, padding=padding)
 
 
-def headed(entries: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:
+def written(model: Encoder) -> EncoderConfig:
+  """The config of a checkpoint of the model, with the head that it has now.
+
+  Raises:
+    ValueError: a head over another pooling than Hugging Face's.
+  """
+  if model.head is None:
+    return model.config
+  if model.pooling != "pooler":
+    raise ValueError(
+      "Hugging Face's classifier reads the pooler, and this one"
+      f" {model.pooling}: train it with pooling='pooler', or export it as"
+      " native."
+    )
+  return dataclasses.replace(model.config, labels=model.head.out_features)
+
+
+def headed(entries: Mapping[str, Any], model: Encoder) -> dict[str, Any]:
   """The entries of a config.json that say of a head, where they change."""
-  kind = "Model" if config.labels is None else "ForSequenceClassification"
-  before = entries["architectures"][0]
-  family = re.match("Bert|Roberta|XLMRoberta", before)[0]
+  kind = "Model" if model.head is None else "ForSequenceClassification"
+  family = re.match("Bert|Roberta|XLMRoberta", entries["architectures"][0])[0]
   changed = {"architectures": [family + kind]}
-  if config.labels is not None and _known_labels(entries) != config.labels:
-    names = {i: f"LABEL_{i}" for i in range(config.labels)}
-    changed["id2label"] = names
-    changed["label2id"] = {name: i for i, name in names.items()}
+  factory = getattr(model.head, "factory", None)
+  if factory is not None:
+    names = factory.labels or ("LABEL_0",)
+    changed["id2label"] = {str(i): name for i, name in enumerate(names)}
+    changed["label2id"] = {name: i for i, name in enumerate(names)}
+    changed["problem_type"] = (
+      "single_label_classification" if factory.labels else "regression"
+    )
   return changed
 
 
@@ -199,11 +220,7 @@ def _labels(entries, headed) -> int | None:
       f"{entries.path}: num_labels = {count} and the {len(names)} of id2label"
       " disagree."
     )
-  return _known_labels(entries.entries)
-
-
-def _known_labels(entries) -> int:
-  return entries.get("num_labels") or len(entries.get("id2label") or "") or 2
+  return count or len(names or "") or 2
 
 
 _bert, _roberta = (

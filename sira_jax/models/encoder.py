@@ -88,6 +88,22 @@ class Encoder(nnx.Module):
     """The longest text that the model was made for, in tokens."""
     return self.config.positions - self.config.first_position
 
+  def pool_by(self, pooling: str) -> None:
+    """Makes texts' vectors of tokens' states so: a name in `POOLINGS`.
+
+    Raises:
+      ValueError: an unknown one, or a pooler where there is none.
+    """
+    if pooling not in POOLINGS:
+      raise ValueError(
+        f"Unknown pooling {pooling!r}; there are {', '.join(POOLINGS)}."
+      )
+    if pooling == "pooler" and self.pooler is None:
+      raise ValueError(
+        'This encoder came without a pooler: take pooling="mean" or "first".'
+      )
+    self.pooling = pooling
+
   def states(
     self,
     encoder_input_tokens: Int[Array, "batch length"],
