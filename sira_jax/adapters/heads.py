@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A head of one's own: a last layer that is made anew and trained whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from flax import nnx
@@ -15,9 +15,9 @@ from sira_jax.adapters.variables import HeadParam
 _START = 0.02
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadFactory:
-  """The settings of a head.
+  """The settings of a head: the group `config.head`.
 
   Attributes:
     labels: what its outputs mean, in order; none for a regression, whose one
@@ -28,11 +28,14 @@ class HeadFactory:
     ValueError: one label alone, or one that is there twice.
   """
 
-  labels: tuple[str, ...] = ()
+  labels: Sequence[str] = ()
   pooling: str = "mean"
   method = "head"
 
   def __post_init__(self):
+    if isinstance(self.labels, str):
+      raise ValueError(f"labels must be a sequence, got {self.labels!r}.")
+    object.__setattr__(self, "labels", tuple(self.labels))
     if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
       raise ValueError(
         "A head needs two labels at least, each once; or none, for a"

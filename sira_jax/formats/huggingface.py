@@ -128,7 +128,8 @@ def load_model(
   """The model in the folder, its weights cast to `dtype`.
 
   Where a mesh is in use, they are born on it. `spare` is the token that
-  changes places with token 0, in every table of tokens (see `padding`), and
+  changes places with token 0, in every table of tokens (see `padding`); of an
+  encoder it is the one that pads, 0 if that is 0 already. And
   `settings` are the model's: remat, scan.
 
   Raises:
@@ -140,8 +141,8 @@ def load_model(
   config = _config(folder, tensors)
   if isinstance(config, encoder_blocks.EncoderConfig):
     tensors = huggingface_encoders.renamed(config, tensors)
-    if spare is not None:
-      config = huggingface_encoders.padded_with_zero(config, spare)
+    if spare is not None:  # Which pads, whatever the config says.
+      config = dataclasses.replace(config, padding=0)
   layout = _layout(config)
   _check_blocks(folder, config, tensors)
   graph, shapes = nnx.split(_shapes(config, dtype=dtype, **settings))

@@ -10,11 +10,13 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
+import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
+from sira_jax.formats import safetensors_file
 from sira_jax.formats.huggingface_entries import Entries
 from sira_jax.models.encoder import Encoder
 from sira_jax.models.encoder_blocks import EncoderConfig
@@ -115,11 +117,34 @@ def with_pooler(
   return dataclasses.replace(config, pooler=any(n in tensors for n in names))
 
 
-def padded_with_zero(config: EncoderConfig, spare: int) -> EncoderConfig:
-  """What the config becomes when token 0 and `spare` change places."""
-  places = {0: spare, spare: 0}
-  padding = places.get(config.padding, config.padding)
-  return dataclasses.replace(config, padding=padding)
+def is_one(folder: pathlib.Path) -> bool:
+  """Whether a folder's config.json names one of `ARCHITECTURES`."""
+  entries = safetensors_file.read_json(folder / "config.json")
+  named = entries.get("architectures")
+  return type(named) is list and str(*named[:1]) in ARCHITECTURES
+
+
+def wrapping(folder: pathlib.Path) -> dict[str, str]:
+  """The tokens that begin and end a text and pad it, as "cls", "sep", "pad".
+
+  Raises:
+    ValueError: tokenizer_config.json and special_tokens_map.json do not say.
+  """
+  found = {}
+  for file in ("special_tokens_map.json", "tokenizer_config.json"):
+    if (folder / file).is_file():
+      found |= safetensors_file.read_json(folder / file)
+  tokens = {}
+  for name in ("cls", "sep", "pad"):
+    token = found.get(f"{name}_token")
+    token = token.get("content") if type(token) is dict else token
+    if type(token) is not str:
+      raise ValueError(
+        f"{folder}: expected tokenizer_config.json to say which {name}_token"
+        f" an encoder's text has, got {token!r:.100}."
+      )
+    tokens[name] = token
+  return tokens
 
 
 def written(model: Encoder) -> EncoderConfig:
