@@ -341,6 +341,8 @@ def _draw(draw, what, file):
 
 def _examples(batch) -> int:
   """How many examples a batch holds: packed rows number theirs from 1."""
+  if "decoder_input_tokens" not in batch:  # an encoder: texts with a label
+    return int(batch["decoder_loss_weights"].sum())
   segments = batch.get("decoder_segment_ids")
   if segments is None:
     return len(batch["decoder_target_tokens"])

@@ -11,7 +11,7 @@ import ml_collections
 
 from sira_jax import configuration, expert_budget, sharding
 from sira_jax import stages as stages_lib
-from sira_jax.adapters import allocation, surgery
+from sira_jax.adapters import allocation, heads, surgery
 from sira_jax.formats import bases
 from sira_jax.training import sparsifying
 
@@ -47,6 +47,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   configuration.check("base", bases.load, config.base)
   configuration.check("mesh", sharding.layout, config.mesh, given=("devices",))
   configuration.rules(config.rules)
+  if "head" in config:
+    configuration.head(config.head)
 
 
 def layout(
@@ -105,6 +107,11 @@ def has_encoder(model: nnx.Module) -> bool:
   return "encoder_input_tokens" in model.FEATURES
 
 
+def labels(config: ml_collections.ConfigDict) -> tuple[str, ...] | None:
+  """What the outputs of its head mean; none for a number; None without one."""
+  return tuple(config.head.labels) if "head" in config else None
+
+
 def allocated(workdir: pathlib.Path) -> dict[str, int] | None:
   """Experts by layer of the run in `workdir`; None if it has none yet.
 
@@ -120,7 +127,7 @@ def adapt(
   config: ml_collections.ConfigDict,
   counts: Mapping[str, int] | None,
 ) -> tuple[surgery.Site, ...]:
-  """Puts the config's adapters into its base model.
+  """Puts the config's adapters into its base model, and its head on it.
 
   Args:
     model: plain.
@@ -130,12 +137,28 @@ def adapt(
   Raises:
     ValueError: rules that do not fit the model.
   """
+  # The head first, so that rules find its own one, which they leave alone.
+  attach_head(model, config)
   rules = configuration.rules(config.rules)
   if counts is not None:
     rules = expert_budget.rules(model, config.rules, counts)
-  if not rules:
-    return ()
-  return surgery.adapt(model, rules, rngs=nnx.Rngs(config.seed))
+  if rules:
+    surgery.adapt(model, rules, rngs=nnx.Rngs(config.seed))
+  return surgery.sites(model)
+
+
+def attach_head(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
+  """Puts the config's head on the model, if it says of one.
+
+  Raises:
+    ValueError: the model takes none, or not this one.
+  """
+  if "head" in config:
+    factory = configuration.head(config.head)
+    try:
+      heads.attach(model, factory, rngs=nnx.Rngs(config.seed))
+    except ValueError as error:
+      raise ValueError(f"config.head: {error}") from None
 
 
 def restore(

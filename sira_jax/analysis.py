@@ -47,11 +47,10 @@ def routing(
   totals: dict[str, dict[str, np.ndarray]] = {}
   graph, state = nnx.split(model)
   length = max(map(len, prompts))
-  encoder = "encoder_input_tokens" in model.FEATURES
   for start in range(0, len(prompts), batch_size):
     rows = -(-batch_size // sharding.places()) * sharding.places()
     batch = _padded(
-      prompts[start : start + batch_size], rows, length, encoder=encoder
+      prompts[start : start + batch_size], rows, length, model.FEATURES
     )
     owner = owners[start : start + batch_size]
     for site, stats in jax.device_get(_record(graph, state, batch)).items():
@@ -84,17 +83,17 @@ def _record(graph, state, batch):
   }
 
 
-def _padded(prompts, rows, length, *, encoder):
+def _padded(prompts, rows, length, features):
   tokens = np.zeros((rows, length), np.int32)
   real = np.zeros((rows, length), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
     real[row, : len(prompt)] = 1
-  if encoder:
+  if "encoder_input_tokens" in features:
     # The decoder reads the token that begins every answer.
     first = np.zeros((rows, 1), np.int32)
     names = {"encoder_input_tokens": tokens, "decoder_input_tokens": first}
-    return sharding.rows(names)
+    return sharding.rows({k: v for k, v in names.items() if k in features})
   return sharding.rows(
     {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
   )

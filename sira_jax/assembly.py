@@ -15,7 +15,6 @@ import optax
 
 from sira_jax import (
   adapted,
-  configuration,
   distributed,
   evaluation,
   expert_budget,
@@ -79,6 +78,7 @@ def _check_length(config, limit):
 
 
 def _check_prompts(config, sets, limit):
+  room = 0 if "head" in config else config.decoding.max_new_tokens
   most, one, text = max(
     (
       (len(tokens), one, text)
@@ -87,12 +87,11 @@ def _check_prompts(config, sets, limit):
     ),
     key=lambda found: found[0],
   )
-  if most + config.decoding.max_new_tokens > limit:
+  if most + room > limit:
     raise ValueError(
-      f"config.decoding.max_new_tokens ({config.decoding.max_new_tokens}) must"
-      f" leave room for the longest prompt, of {most} tokens, in the model's"
-      f" context of {limit} tokens. It is of {one.task} in {one.language} and"
-      f" begins with {text[:60]!r}."
+      f"config.decoding.max_new_tokens ({room}) must leave room for the longest"
+      f" prompt, of {most} tokens, in the model's context of {limit} tokens."
+      f" It is of {one.task} in {one.language} and begins with {text[:60]!r}."
     )
 
 
@@ -103,15 +102,51 @@ def _has_encoder(model, config) -> bool:
     ValueError: it does not.
   """
   encoder = adapted.has_encoder(model)
+  _check_head(model, config)
   if encoder != (config.batches.targets_length is not None):
     raise ValueError(
-      f"config.base.uri is {'an encoder-decoder' if encoder else 'a decoder'},"
+      f"config.base.uri is {'of an encoder' if encoder else 'a decoder'},"
       " but config.batches.targets_length is"
       f" {config.batches.targets_length}. It is the tokens of a target beside"
-      " an encoder, whose inputs have config.batches.length tokens; for a"
-      " decoder alone, it is none."
+      " an encoder, whose inputs have config.batches.length tokens, or the"
+      " texts of a row of an encoder with a head; for a decoder alone, it is"
+      " none."
     )
   return encoder
+
+
+def _check_head(model, config):
+  """That there is a head where the model writes nothing, and no room for more.
+
+  Of texts, a row of an encoder has one, but where it is packed.
+  """
+  takes = hasattr(model, "pool_by")
+  if takes != ("head" in config):
+    raise ValueError(
+      "config.base.uri is an encoder, which labels texts and writes none: say"
+      ' of its head, config.head = dict(labels=("no", "yes"), pooling="mean").'
+      if takes
+      else "config.head is for an encoder such as BERT, and config.base.uri"
+      f" is a {type(model).__name__}, which writes texts: drop the group."
+    )
+  batches = config.batches
+  if takes and not batches.pack and batches.targets_length not in (1, None):
+    raise ValueError(
+      f"config.batches.targets_length is {batches.targets_length}, the texts of"
+      " a row, of which there is one unless config.batches.pack is true."
+    )
+
+
+def _targets(config, known):
+  """How a vocabulary reads targets: as texts, or as a head's labels."""
+  labels = adapted.labels(config)
+  if labels is None:
+    return {}
+  if labels:
+    return {"labels": labels}
+  mixture = config.mixture
+  found = mixtures.targets(known, mixture.tasks, mixture.languages)
+  return {"labels": found, "numbers": True}
 
 
 def _counts(model, mixture, config, workdir):
@@ -162,7 +197,12 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
   encoder = _has_encoder(base.model, config)
   limit = base.model.max_length
   _check_length(config, limit)
-  vocabulary = vocabularies.TokenizerVocabulary(base.tokenizer, base.eos_id)
+  vocabulary = vocabularies.TokenizerVocabulary(
+    base.tokenizer,
+    base.eos_id,
+    first_id=base.first_id,
+    **_targets(config, known),
+  )
   settings = config.mixture.to_dict()
   mixture = mixtures.build(vocabulary, known=known, **settings)
   lengths.check(mixture, **_lengths(config), too_long=config.batches.too_long)
@@ -201,7 +241,7 @@ def plan(
   Raises:
     ValueError: experts are still to be allocated, or nothing is trained.
   """
-  adapters, stage = configuration.rules(config.rules), adapted.stages(config)[0]
+  stage, labels = adapted.stages(config)[0], adapted.labels(config)
   if "allocation" in config or not stage.steps:
     raise ValueError(
       "There is no step to plan: experts are allocated from the weights, which"
@@ -210,7 +250,7 @@ def plan(
 
   def build():
     model = bases.shapes(**config.base)
-    surgery.adapt(model, adapters, rngs=nnx.Rngs(config.seed))
+    adapted.adapt(model, config, None)
     return model
 
   batches, model = config.batches, nnx.eval_shape(build)
@@ -220,7 +260,10 @@ def plan(
     model,
     optimizer(config, stage)[0],
     batch=plans.batch(
-      batches.batch_size, **_lengths(config), packed=batches.pack
+      batches.batch_size,
+      **_lengths(config),
+      packed=batches.pack,
+      numbers=None if labels is None else not labels,
     ),
     mesh=mesh,
     rules=rules,
@@ -295,7 +338,16 @@ def score(
   *,
   sets: Sequence[evaluation_data.EvaluationSet],
 ) -> tuple[list[evaluation.Result], list[list[str]]]:
-  """Decodes and scores some of the run's sets, with the model as it is."""
+  """Answers and scores some of the run's sets, with the model as it is."""
+  labels = adapted.labels(config)
+  if labels is not None:
+    return evaluation.classify(
+      assembly.base.model,
+      sets,
+      score=evaluation_data.score,
+      labels=labels,
+      batch_size=config.decoding.batch_size,
+    )
   vocabulary = assembly.mixture.vocabulary
   return evaluation.evaluate(
     assembly.base.model,

@@ -15,7 +15,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_dict, config_flags
 
-from sira_jax.adapters import methods
+from sira_jax.adapters import heads, methods
 from sira_jax.adapters.surgery import Rule
 
 
@@ -77,6 +77,19 @@ def rules(groups: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
     except ValueError as error:
       raise ValueError(f"config.rules.{name}: {error}") from None
   return tuple(found)
+
+
+def head(fields: Mapping[str, Any]) -> heads.HeadFactory:
+  """The head that the group `head` states.
+
+  Raises:
+    ValueError: an unknown field, or a value that is refused.
+  """
+  check("head", heads.HeadFactory, fields)
+  try:
+    return heads.HeadFactory(**fields)
+  except ValueError as error:
+    raise ValueError(f"config.head: {error}") from None
 
 
 def factory(fields: Mapping[str, Any], **changes: Any) -> Any:

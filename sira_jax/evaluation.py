@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes evaluation sets, and tables the scores before and after training."""
+"""Answers evaluation sets, and tables the scores before and after training."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 from typing import Any, Protocol
 
 from flax import nnx
+import jax
 
-from sira_jax import decoding
+from sira_jax import decoding, prompts, sharding
 
 Scores = Mapping[str, float]
 
@@ -75,7 +77,51 @@ def evaluate(
     eos_id=eos_id,
     batch_size=batch_size,
   )
-  answers = iter(text(tokens) for tokens in ids)
+  return _results(sets, map(text, ids), score)
+
+
+def classify(
+  model: nnx.Module,
+  sets: Sequence[EvaluationSet],
+  *,
+  score: Callable[[EvaluationSet, Sequence[str]], Scores],
+  labels: Sequence[str],
+  batch_size: int,
+) -> tuple[list[Result], list[list[str]]]:
+  """As `evaluate`, of an encoder with a head: its likeliest label, or number.
+
+  Args:
+    model: an encoder; put into evaluation mode here.
+    sets: what to score.
+    score: a set's metrics for its predictions.
+    labels: the head's; none where it gives a number.
+    batch_size: examples scored at once, over all sets.
+  """
+  model.eval()
+  graph, state = nnx.split(model)
+  inputs = [prompt for one in sets for prompt in one.inputs]
+  answers = [""] * len(inputs)
+  for indices, batch in prompts.batches(
+    inputs, batch_size=batch_size, pad_id=0
+  ):
+    # A multiple of 64 tokens may be more than the model takes.
+    tokens = batch["tokens"][:, : model.max_length]
+    placed = sharding.rows({"tokens": tokens})["tokens"]
+    found = jax.device_get(_scores(graph, state, placed))
+    for index, row in zip(indices, found, strict=False):
+      answers[index] = labels[row.argmax()] if labels else f"{row[0]:.6g}"
+  return _results(sets, answers, score)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _scores(graph, state, tokens):
+  model = nnx.merge(graph, state, copy=True)
+  return sharding.constrain(model(tokens)[:, 0], None, None)
+
+
+def _results(sets, answers, score):
+  """The results, and the predictions by set."""
+  answers = iter(answers)
   predictions = [
     list(itertools.islice(answers, len(one.inputs))) for one in sets
   ]

@@ -38,7 +38,7 @@ from sira_jax import (
   starting,
 )
 from sira_jax.adapters import adapter as adapter_lib
-from sira_jax.adapters import pruning, surgery
+from sira_jax.adapters import heads, pruning, surgery
 from sira_jax.formats import (
   bases,
   huggingface,
@@ -106,6 +106,11 @@ def adapters(model: nnx.Module) -> dict[str, surgery.Adapter]:
   """
   layers = surgery.adapted(model)
   found = {path: layer.adapter for path, layer in layers.items()}
+  if heads.of(model) is not None:
+    raise ValueError(
+      "The run has trained a head beside its adapters, which --format=native"
+      " and --format=merged alone can hold."
+    )
   freed = [s.path for s in surgery.sites(model) if s.path not in found]
   if freed or not found:
     raise ValueError(

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from safetensors import numpy as safetensors
 
-from sira_jax import sharding, starting
+from sira_jax import adapted, sharding, starting
 from sira_jax.adapters import surgery
 from sira_jax.formats import bases, huggingface, native, peft
 
@@ -23,12 +23,11 @@ def prompts(model: nnx.Module) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   size = model.config.vocabulary_size
   length = int(min(LENGTH, model.max_length))
-  names = ["decoder_input_tokens"]
-  if "encoder_input_tokens" in model.FEATURES:
-    names.append("encoder_input_tokens")
+  names = ("decoder_input_tokens", "encoder_input_tokens")
   return {
     name: rng.integers(1, size, (ROWS, length)).astype(np.int32)
     for name in names
+    if name in model.FEATURES
   }
 
 
@@ -92,9 +91,10 @@ def check(
 
 
 def fresh_base(config: ml_collections.ConfigDict) -> nnx.Module:
-  """The run's base once more, without adapters, on the mesh."""
+  """The run's base once more, without adapters, on the mesh; a new head."""
   model = bases.load(**config.base).model
   sharding.place(model)
+  adapted.attach_head(model, config)
   return model
 
 

@@ -91,6 +91,10 @@ def main(argv: Sequence[str]) -> None:
     check(given)
     workdir = pathlib.Path(given["workdir"])
     config = runs.load_config(workdir)
+    if "head" in config:
+      raise ValueError(
+        f"The run in {workdir} labels texts and writes none; eval.py scores it."
+      )
     prompts = read(argv[1:], given["file"], escapes=given["escapes"])
     adapted.check(config)
     if given["max_new_tokens"] is None:

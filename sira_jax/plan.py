@@ -214,26 +214,36 @@ def _lower(graph, optimizer, arguments, settings):
   ).lower(*arguments)
 
 
+_FLOATS = ("decoder_loss_weights", "decoder_target_values")
+
+
 def batch(
   rows: int,
   length: int,
   *,
   targets_length: int | None = None,
   packed: bool = False,
+  numbers: bool | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """The shapes of a batch, as `data.pipeline.batches` makes it."""
+  """The shapes of a batch, as `data.pipeline.batches` makes it.
+
+  Of an encoder with a head, `numbers` says whether it gives a number; else it
+  is None.
+  """
   sizes = {"decoder": length}
   if targets_length is not None:
     sizes = {"encoder": length, "decoder": targets_length}
-  names = [f"{side}_input_tokens" for side in sizes]
-  names += ["decoder_target_tokens", "decoder_loss_weights"]
+  sides = sizes if numbers is None else ["encoder"]
+  names = [f"{side}_input_tokens" for side in sides]
+  names += [f"decoder_target_{'values' if numbers else 'tokens'}"]
+  names += ["decoder_loss_weights"]
   if packed:
-    names += [f"{side}_segment_ids" for side in sizes]
-    names += [f"{side}_positions" for side in sizes]
+    names += [f"{side}_segment_ids" for side in sides]
+    names += [f"{side}_positions" for side in sides]
   return {
     name: jax.ShapeDtypeStruct(
       (rows, sizes[name.partition("_")[0]]),
-      jnp.float32 if name == "decoder_loss_weights" else jnp.int32,
+      jnp.float32 if name in _FLOATS else jnp.int32,
     )
     for name in names
   }

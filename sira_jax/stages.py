@@ -93,12 +93,14 @@ def measure(
     tested: scores on the evaluation sets.
     metrics: the log of its steps.
   """
-  ranks = pruning.remaining(model).values()
+  found = pruning.remaining(model)
+  ranks = found.values()
   seconds = [json.loads(line)["seconds"] for line in metrics.open()]
   sites = surgery.sites(model)
+  gated = [site for site in sites if site.path in found]
   dead = sum(
     (total - alive) * (sum(site.shape) + 1)
-    for site, (alive, total) in zip(sites, ranks, strict=True)
+    for site, (alive, total) in zip(gated, ranks, strict=True)
   )
   return {
     "stage": stage.number,

@@ -14,6 +14,7 @@ from sira_jax import (
   sharding,
   starting,
 )
+from sira_jax.adapters import heads
 from sira_jax.data import evaluation as evaluation_data
 from sira_jax.data import files, mixtures, pipeline
 from sira_jax.formats import bases
@@ -31,6 +32,7 @@ _FUNCTIONS = {
   "allocation": expert_budget.decide,
   "mesh": sharding.layout,
   "start": starting.begin,
+  "head": heads.HeadFactory,
 }
 _GIVEN = {
   "mixture": ("known",),
@@ -44,7 +46,7 @@ _GIVEN = {
   "start": ("model",),
 }
 # `files` and `rules` are groups of groups.
-_OPTIONAL = {"sparsity", "allocation", "files", "start"}
+_OPTIONAL = {"sparsity", "allocation", "files", "start", "head"}
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
 
@@ -84,7 +86,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f" {config.training.nonfinite!r}."
     )
   for group, name, least in (
-    ("training", "steps", 1 if rules else 0),
+    ("training", "steps", 1 if rules or "head" in config else 0),
     ("training", "checkpoint_every", 1),
     ("training", "microbatches", 1),
     ("batches", "batch_size", 1),
@@ -129,7 +131,7 @@ def _check_files(config):
 
 def _check_rules(config, rules):
   """What the rules' methods ask of the other groups."""
-  if not rules and config.training.steps:
+  if not rules and config.training.steps and "head" not in config:
     raise ValueError(
       "config.rules is empty, so there is nothing to train: add a rule, or set"
       " config.training.steps to 0 to score the frozen base."
@@ -146,7 +148,8 @@ def _check_rules(config, rules):
       "config.sparsity is about gates, and no rule has any: take sora, or sira"
       " with a gate, or drop the group."
     )
-  if any(_by_example(factory) for factory in factories):
+  headed = "head" in config
+  if any(_by_example(factory) for factory in factories) and not headed:
     raise ValueError(
       'level="example" routes by the mean of a whole example, and the runs of'
       ' this script decode token by token: use level="token".'
@@ -157,10 +160,27 @@ def _check_rules(config, rules):
       "The consistency loss is one of the whole model: give all rules the same"
       f" consistency, not {sorted(weights - {None})}."
     )
+  if headed:
+    _check_head(config, weights - {None})
   if "allocation" in config:
     settings = config.allocation.to_dict()
     # Whatever can be refused without the model's sensitivities.
     expert_budget.check(**settings)
+
+
+def _check_head(config, consistencies):
+  """What a head asks of the other groups."""
+  factory = configuration.head(config.head)
+  if "allocation" in config:
+    raise ValueError(
+      "config.allocation goes by how sensitive the loss is, which with a new"
+      " head (config.head) is of no use: drop one of the groups."
+    )
+  if not factory.labels and any(consistencies):
+    raise ValueError(
+      "AdaMix's consistency is of two distributions, and config.head without"
+      " labels gives a number: name them, or give the rules consistency=0."
+    )
 
 
 def check_rows(

@@ -17,10 +17,17 @@ from flax import nnx
 import jax
 
 from sira_jax import sharding
-from sira_jax.adapters import adamix, adapted_layers, hosts, rescaling, tuning
+from sira_jax.adapters import (
+  adamix,
+  adapted_layers,
+  heads,
+  hosts,
+  rescaling,
+  tuning,
+)
 from sira_jax.adapters import adapter as adapter_lib
 from sira_jax.adapters.adapted_layers import Adapted
-from sira_jax.adapters.variables import Axes, BaseParam
+from sira_jax.adapters.variables import Axes, BaseParam, HeadParam
 
 Adapter = adapter_lib.Adapter | adamix.AdaMix | rescaling.Rescaling
 
@@ -64,7 +71,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """A layer that was adapted, or a module that full fine-tuning frees.
+  """A layer that was adapted, a module that full fine-tuning frees, or a head.
 
   Attributes:
     path: in the model.
@@ -76,7 +83,7 @@ class Site:
 
   path: str
   shape: tuple[int, ...]
-  factory: Factory | tuning.FullFactory
+  factory: Factory | tuning.FullFactory | heads.HeadFactory
   parameters: int
 
 
@@ -170,12 +177,13 @@ def sites(model: nnx.Module) -> tuple[Site, ...]:
         routers.add(id(router))
       factory = module.adapter.factory
     else:
-      freed = tuning.owned(module, BaseParam).values()
+      new = tuning.owned(module, HeadParam)
+      freed = (new or tuning.owned(module, BaseParam)).values()
       if not freed:
         continue
       shape = max((leaf.shape for leaf in freed), key=math.prod)
       parameters = sum(leaf.size for leaf in freed)
-      factory = tuning.FullFactory("full")
+      factory = module.factory if new else tuning.FullFactory("full")
     found.append(Site(_name(path), shape, factory, parameters))
   return tuple(found)
 
@@ -183,15 +191,17 @@ def sites(model: nnx.Module) -> tuple[Site, ...]:
 def merge(model: nnx.Module) -> None:
   """Makes each adapter part of its layer and removes it, in place.
 
-  Weights that full fine-tuning freed are frozen again.
+  Weights that full fine-tuning freed are frozen again, and so is a head.
 
   Raises:
     ValueError: an adapter whose term no single weight equals, named with its
       path (nothing is changed then); or a model without adapters.
   """
   layers = adapted(model)
-  freed = [m for m in _owners(model).values() if tuning.owned(m, BaseParam)]
-  if not layers and not freed:
+  modules = [module for _, module in nnx.iter_modules(model)]
+  freed = [m for m in modules if tuning.owned(m, BaseParam)]
+  new = [m for m in modules if tuning.owned(m, HeadParam)]
+  if not layers and not freed and not new:
     raise ValueError("The model has no adapters to merge.")
   merged = []
   for path, layer in layers.items():
@@ -206,6 +216,8 @@ def merge(model: nnx.Module) -> None:
     remove(layer)
   for module in freed:
     tuning.freeze(module)
+  for head in new:
+    heads.freeze(head)
 
 
 def _merged(layer):

@@ -34,14 +34,15 @@ def owned(
 
 def free(module: nnx.Module) -> None:
   """Makes a module's own parameters trainable."""
-  _retype(module, nnx.Param, BaseParam)
+  retype(module, nnx.Param, BaseParam)
 
 
 def freeze(module: nnx.Module) -> None:
   """Undoes `free`."""
-  _retype(module, BaseParam, nnx.Param)
+  retype(module, BaseParam, nnx.Param)
 
 
-def _retype(module, old, new):
+def retype(module: nnx.Module, old: type, new: type) -> None:
+  """Makes a module's own variables of one kind those of another."""
   for name, variable in owned(module, old).items():
     setattr(module, name, new(variable[...], **variable.get_metadata()))

@@ -28,6 +28,10 @@ class BaseParam(Trainable):
   """A weight of the base model that full fine-tuning trains."""
 
 
+class HeadParam(Trainable):
+  """A weight of a head that was made anew: saved with the adapters."""
+
+
 class AdapterConstant(nnx.Variable):
   """An array of an adapter that is saved with it and never trained."""
 

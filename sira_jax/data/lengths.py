@@ -64,7 +64,7 @@ def measure(
   )
   return Lengths(
     np.array([len(ids) for ids in inputs]),
-    np.array([len(ids) + 1 for ids in targets]),
+    np.array([len(ids) + vocabulary.ends_targets for ids in targets]),
   )
 
 

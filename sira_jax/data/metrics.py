@@ -5,6 +5,8 @@ import collections
 from collections.abc import Callable, Sequence
 import math
 
+import numpy as np
+
 
 def exact_match(
   targets: Sequence[str], predictions: Sequence[str]
@@ -113,6 +115,39 @@ def matthews(
   return {"matthews": 100.0 * above / math.sqrt(spread) if spread else 0.0}
 
 
+def pearson(
+  targets: Sequence[str], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Pearson's correlation of numbers, -100 to 100; 0 where all are equal.
+
+  A prediction that is no number counts as the mean of those that are. One of
+  GLUE's two metrics of STS-B.
+
+  Raises:
+    ValueError: as `exact_match`, or a target that is no number.
+  """
+  _check(targets, predictions)
+  found = np.array([_number(text) for text in predictions])
+  if np.isnan(found).any():
+    known = found[~np.isnan(found)]
+    found[np.isnan(found)] = known.mean() if known.size else 0.0
+  wanted = np.array([_number(text) for text in targets])
+  if np.isnan(wanted).any():
+    raise ValueError("Expected targets that are numbers, for pearson.")
+  found, wanted = found - found.mean(), wanted - wanted.mean()
+  spread = math.sqrt((found**2).sum() * (wanted**2).sum())
+  value = 100.0 * float((found * wanted).sum()) / spread if spread else 0.0
+  return {"pearson": value}
+
+
+def _number(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    return math.nan
+  return value if math.isfinite(value) else math.nan
+
+
 METRICS: dict[str, Callable[..., dict[str, float]]] = {
   "exact_match": exact_match,
   "accuracy": accuracy,
@@ -120,6 +155,7 @@ METRICS: dict[str, Callable[..., dict[str, float]]] = {
   "token_f1": token_f1,
   "macro_f1": macro_f1,
   "matthews": matthews,
+  "pearson": pearson,
 }
 """Those that a config may name."""
 

@@ -136,6 +136,23 @@ def build(
   )
 
 
+def targets(
+  known: tasks_lib.Known, tasks: Sequence[str], languages: Sequence[str]
+) -> tuple[str, ...]:
+  """Each target that there is to train on, once, in the order of texts.
+
+  Raises:
+    ValueError: a task or language that there is not, or without such rows.
+  """
+  found = {
+    row.targets
+    for task in tasks
+    for language in languages
+    for row in tasks_lib.rows(task, language, split="train", known=known)
+  }
+  return tuple(sorted(found))
+
+
 def only(mixture: Mixture, entry: Entry) -> Mixture:
   """The part of a mixture that trains on one of its entries."""
   (task,) = (t for t in mixture.provider.tasks if t.name == entry.name)

@@ -7,7 +7,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from sira_jax.data import lengths, mixtures, quiet
+from sira_jax.data import lengths, mixtures, quiet, vocabularies
 
 Batch = dict[str, np.ndarray]
 
@@ -33,6 +33,10 @@ def batches(
   [batch_size, length] are the inputs and an end, and the decoder's entries,
   [batch_size, targets_length], are of targets alone.
 
+  Where the vocabulary has labels, they are for an encoder with a head: the
+  targets are the labels' numbers, from 0, or `decoder_target_values`, and a row
+  has as many, `targets_length`, as texts that it may hold.
+
   With `pack`, a row holds as many examples as follow one another and fit.
   `decoder_segment_ids` number them from 1, 0 is padding; `decoder_positions`
   count from 0 in each; an encoder has its own.
@@ -46,7 +50,7 @@ def batches(
     batch_size: rows of a batch.
     length: tokens of a row, or of an encoder's.
     targets_length: tokens of a decoder's row beside an encoder; None for a
-      decoder alone.
+      decoder alone; texts of a row of an encoder with a head.
     pack: whether to put several examples into a row.
     seed: of the order and of the mixing.
     start: number of batches consumed before.
@@ -76,7 +80,23 @@ def batches(
       dataset = _encoder_decoder_rows(dataset, sizes, end=end, pack=pack)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.skip(start).prefetch(2)
-  return _arrays(dataset)
+  arrays = _arrays(dataset)
+  if mixture.vocabulary.labels is None:
+    return arrays
+  return (_labelled(batch, mixture.vocabulary) for batch in arrays)
+
+
+def _labelled(batch: Batch, vocabulary: vocabularies.TokenizerVocabulary):
+  """What an encoder with a head reads of a batch for an encoder-decoder."""
+  kept = ("decoder_target_tokens", "decoder_loss_weights")
+  kept = {
+    k: v for k, v in batch.items() if k.startswith("encoder_") or k in kept
+  }
+  labels = np.maximum(kept["decoder_target_tokens"] - 1, 0)
+  if vocabulary.values is None:
+    return kept | {"decoder_target_tokens": labels}
+  del kept["decoder_target_tokens"]
+  return kept | {"decoder_target_values": vocabulary.values[labels]}
 
 
 def _examples(mixture: mixtures.Mixture, *, seed: int) -> tf.data.Dataset:

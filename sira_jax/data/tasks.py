@@ -149,7 +149,7 @@ def _tokens(
   vocabulary: vocabularies.TokenizerVocabulary,
 ) -> tuple[list[list[int]], list[list[int]]]:
   inputs, targets = zip(*definition.rows(language)[split], strict=True)
-  return vocabulary.encode_batch(inputs), vocabulary.encode_batch(targets)
+  return vocabulary.encode_batch(inputs), vocabulary.encode_targets(targets)
 
 
 @functools.lru_cache(maxsize=256)
@@ -194,7 +194,7 @@ def _seqio_task(
     preprocessors=[seqio.preprocessors.append_eos],
     output_features={
       "inputs": seqio.Feature(vocabulary, add_eos=False),
-      "targets": seqio.Feature(vocabulary, add_eos=True),
+      "targets": seqio.Feature(vocabulary, add_eos=vocabulary.ends_targets),
     },
     metric_fns=list(definition.metric_fns),
   )

@@ -9,6 +9,8 @@ a tokenizer fits if its id 0 never occurs in text.
 from collections.abc import Sequence
 import functools
 import hashlib
+import json
+import math
 
 import numpy as np
 import seqio
@@ -21,13 +23,30 @@ from sira_jax import texts as texts_lib
 class TokenizerVocabulary(seqio.Vocabulary):
   """`tokenizer` with padding 0 and end of sequence `eos_id`.
 
-  Two vocabularies are equal if their tokenizers and `eos_id` are.
+  Two vocabularies are equal if all that they are made of is.
+
+  Args:
+    tokenizer: of the base.
+    eos_id: ends a text.
+    first_id: begins every input, of an encoder.
+    labels: of an encoder with a head: a target is one of them, and its one id
+      is the label's number, from 1; padding is 0.
+    numbers: whether the labels are the numbers of a regression.
 
   Raises:
-    ValueError: if `eos_id` is 0 or not an id of the tokenizer.
+    ValueError: if `eos_id` is 0 or not an id of the tokenizer, or a label is
+      to be a number and is none.
   """
 
-  def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int):
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer,
+    eos_id: int,
+    *,
+    first_id: int | None = None,
+    labels: Sequence[str] | None = None,
+    numbers: bool = False,
+  ):
     super().__init__()
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     if not 0 < eos_id < size:
@@ -38,6 +57,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
     self._tokenizer = tokenizer
     self._eos_id = eos_id
     self._size = size
+    self._first = () if first_id is None else (first_id,)
+    self.labels = None if labels is None else tuple(labels)
+    self._ids = {label: i for i, label in enumerate(self.labels or (), 1)}
+    self.values = None
+    if numbers:
+      self.values = np.array([_number(label) for label in labels], np.float32)
 
   @property
   def bos_id(self) -> None:
@@ -62,15 +87,40 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def fingerprint(self) -> str:
     """Hash of the tokenizer and `eos_id`, the same in every process."""
     text = f"{self._eos_id}\n{self._tokenizer.to_str()}"
+    if self.labels is not None:
+      own = [self._first, self.labels, self.values is not None]
+      text += f"\n{json.dumps(own)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without the end of sequence.
+    """Token ids of each input, without the end of sequence.
 
     Raises:
       ValueError: if a text contains the token that serves as padding.
     """
-    return texts_lib.encode(self._tokenizer, texts)
+    found = texts_lib.encode(self._tokenizer, texts)
+    return [[*self._first, *ids] for ids in found] if self._first else found
+
+  @property
+  def ends_targets(self) -> bool:
+    """Whether a target's ids are followed by the end: those of a label not."""
+    return self.labels is None
+
+  def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each target, without the end; or its label's number.
+
+    Raises:
+      ValueError: as `encode_batch`, or a text that is no label.
+    """
+    if self.labels is None:
+      return self.encode_batch(texts)
+    lost = sorted(set(texts) - self._ids.keys())
+    if lost:
+      raise ValueError(
+        f"Expected each target to be one of config.head.labels"
+        f" {self.labels!r:.300}, got {len(lost)} others, such as {lost[:5]}."
+      )
+    return [[self._ids[text]] for text in texts]
 
   def _encode(self, s: str) -> list[int]:
     return self.encode_batch([s])[0]
@@ -114,3 +164,16 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   def __str__(self) -> str:
     return f"TokenizerVocabulary(size={self._size}, eos_id={self._eos_id})"
+
+
+def _number(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not math.isfinite(value):
+    raise ValueError(
+      f"Expected each target to be a number, as config.head names no labels;"
+      f" got {text!r:.100}. Name them, if it is one."
+    )
+  return value

@@ -11,6 +11,7 @@ from sira_jax.formats import (
   gguf,
   gguf_tokenizer,
   huggingface,
+  huggingface_encoders,
   padding,
   sources,
 )
@@ -27,6 +28,7 @@ class Base:
     eos_id: the token that ends a text.
     fingerprint: sha256 of its file, or over its folder's config and weights.
     spare: the id that has changed places with 0; see `padding`.
+    first_id: the token that begins an encoder's text; None of others.
   """
 
   uri: str
@@ -35,6 +37,7 @@ class Base:
   eos_id: int
   fingerprint: str
   spare: int | None = None
+  first_id: int | None = None
 
 
 def load(
@@ -62,7 +65,9 @@ def load(
   """
   path = _path(uri, sha256, dtype)
   made = {"dtype": jnp.dtype(dtype), "remat": remat, "scan": scan}
-  if path.is_dir():
+  if path.is_dir() and huggingface_encoders.is_one(path):
+    base = _encoder(uri, path, made)
+  elif path.is_dir():
     tokenizer = huggingface.tokenizer(path)
     spare = padding.spare(tokenizer)
     base = Base(
@@ -91,6 +96,26 @@ def load(
       " added tokens that were never trained out of its tokenizer."
     )
   return base
+
+
+def _encoder(uri, path, made) -> Base:
+  """Of a text between two tokens; the one that pads changes places with 0."""
+  tokenizer = huggingface.tokenizer(path)
+  tokens = huggingface_encoders.wrapping(path)
+  spare = tokenizer.token_to_id(tokens["pad"])
+  lost = [t for t in tokens.values() if tokenizer.token_to_id(t) is None]
+  if lost:
+    raise ValueError(f"{path}: its tokenizer.json has no {', '.join(lost)}.")
+  tokenizer = padding.swapped(tokenizer, spare) if spare else tokenizer
+  return Base(
+    uri=uri,
+    model=huggingface.load_model(path, spare=spare, **made),
+    tokenizer=tokenizer,
+    eos_id=tokenizer.token_to_id(tokens["sep"]),
+    fingerprint=huggingface.fingerprint(path),
+    spare=spare,
+    first_id=tokenizer.token_to_id(tokens["cls"]),
+  )
 
 
 def shapes(

@@ -12,6 +12,7 @@ reads only the slices of it that its devices hold.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -26,9 +27,10 @@ from sira_jax import sharding
 from sira_jax.formats import (
   byte_tokenizer,
   huggingface_config,
+  huggingface_encoders,
   safetensors_file,
 )
-from sira_jax.models import decoder, t5
+from sira_jax.models import decoder, encoder, encoder_blocks, t5
 
 HEAD = "lm_head.weight"
 _T5_LAYERS = {
@@ -84,6 +86,17 @@ def _t5_name(path: str) -> str:
   return ".".join([stack, "block", number, _T5_LAYERS[stack][layer], *inner])
 
 
+def encoder_layout(config: encoder_blocks.EncoderConfig) -> Layout:
+  """How checkpoints of encoders are laid out: it depends on the family."""
+  return Layout(
+    model=encoder.Encoder,
+    name=functools.partial(huggingface_encoders.name, config),
+    table=huggingface_encoders.name(config, "tokens") + ".weight",
+    copies=(),
+    unused=huggingface_encoders.UNUSED,
+  )
+
+
 _LAYOUTS = {
   decoder.DecoderConfig: Layout(
     model=decoder.Decoder,
@@ -115,7 +128,8 @@ def load_model(
   """The model in the folder, its weights cast to `dtype`.
 
   Where a mesh is in use, they are born on it. `spare` is the token that
-  changes places with token 0, in every table of tokens (see `padding`), and
+  changes places with token 0, in every table of tokens (see `padding`); of an
+  encoder it is the one that pads, 0 if that is 0 already. And
   `settings` are the model's: remat, scan.
 
   Raises:
@@ -125,10 +139,15 @@ def load_model(
   """
   tensors = safetensors_file.read_folder(folder)
   config = _config(folder, tensors)
-  layout = _LAYOUTS[type(config)]
+  if isinstance(config, encoder_blocks.EncoderConfig):
+    tensors = huggingface_encoders.renamed(config, tensors)
+    if spare is not None:  # Which pads, whatever the config says.
+      config = dataclasses.replace(config, padding=0)
+  layout = _layout(config)
   _check_blocks(folder, config, tensors)
   graph, shapes = nnx.split(_shapes(config, dtype=dtype, **settings))
-  copies = layout.copies + (HEAD,) * config.tied_embeddings
+  tied = getattr(config, "tied_embeddings", False)
+  copies = layout.copies + (HEAD,) * tied
   if layout.table not in tensors:
     # Of a table that has several names, a file may have any.
     others = [name for name in copies if name in tensors]
@@ -177,7 +196,7 @@ def module_name(model: nnx.Module, path: str) -> str:
 
 def layout_of(model: nnx.Module) -> Layout:
   """How checkpoints of the model's family are laid out."""
-  return _LAYOUTS[type(model.config)]
+  return _layout(model.config)
 
 
 def model_shapes(
@@ -273,8 +292,14 @@ def _swap_rows(part, tensor, index, *pair):
       part[here - start] = tensor[there, *rest]
 
 
+def _layout(config: huggingface_config.Config) -> Layout:
+  if isinstance(config, encoder_blocks.EncoderConfig):
+    return encoder_layout(config)
+  return _LAYOUTS[type(config)]
+
+
 def _shapes(config, **settings):
-  layout = _LAYOUTS[type(config)]
+  layout = _layout(config)
   return nnx.eval_shape(
     lambda: layout.model(config, rngs=nnx.Rngs(0), **settings)
   )
@@ -292,7 +317,10 @@ def _config(folder, tensors) -> huggingface_config.Config:
   )
   head = tensors.get(HEAD)
   own = head is not None and (table is None or not _equal(head, table))
-  return huggingface_config.read(folder, own_head=own)
+  config = huggingface_config.read(folder, own_head=own)
+  if isinstance(config, encoder_blocks.EncoderConfig):
+    return huggingface_encoders.with_pooler(config, tensors)
+  return config
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

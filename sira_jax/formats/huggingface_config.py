@@ -8,11 +8,15 @@ without effect on what the model computes; any other is refused by its name.
 import pathlib
 from typing import Any
 
-from sira_jax.formats import huggingface_decoders, safetensors_file
+from sira_jax.formats import (
+  huggingface_decoders,
+  huggingface_encoders,
+  safetensors_file,
+)
 from sira_jax.formats.huggingface_entries import Entries
-from sira_jax.models import decoder, t5
+from sira_jax.models import decoder, encoder_blocks, t5
 
-Config = decoder.DecoderConfig | t5.T5Config
+Config = decoder.DecoderConfig | t5.T5Config | encoder_blocks.EncoderConfig
 
 # Entries with the value that we implement; absent is that value, too.
 _ALWAYS = {
@@ -116,6 +120,7 @@ def _umt5(entries, own_head):
 
 ARCHITECTURES = {
   **huggingface_decoders.ARCHITECTURES,
+  **huggingface_encoders.ARCHITECTURES,
   "T5ForConditionalGeneration": _t5,
   "T5WithLMHeadModel": _t5,  # its name before 2020
   "MT5ForConditionalGeneration": _mt5,

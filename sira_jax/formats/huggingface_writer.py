@@ -18,8 +18,12 @@ import jax
 import numpy as np
 import tokenizers
 
-from sira_jax.formats import huggingface, safetensors_file
-from sira_jax.models import decoder
+from sira_jax.formats import (
+  huggingface,
+  huggingface_encoders,
+  safetensors_file,
+)
+from sira_jax.models import decoder, encoder
 
 SHARD = 5 * 2**30
 # Of the folder that the model came from; weights and old model cards stay.
@@ -65,13 +69,21 @@ def write(
 
   Returns:
     The names of the files of weights.
+
+  Raises:
+    ValueError: a head that Hugging Face's classifiers do not have.
   """
+  layout = huggingface.layout_of(model)
+  if isinstance(model, encoder.Encoder):
+    layout = huggingface.encoder_layout(huggingface_encoders.written(model))
   folder.mkdir(parents=True, exist_ok=True)
   if source.is_dir():
     for pattern in _KEPT:
       for file in source.glob(pattern):
         if file.name != safetensors_file.INDEX:
           shutil.copyfile(file, folder / file.name)
+    if isinstance(model, encoder.Encoder):
+      _change_encoder_config(folder / "config.json", model)
   else:
     _write_decoder_config(folder, model, eos_id)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -80,13 +92,14 @@ def write(
       "eos_token": tokenizer.id_to_token(eos_id),
     }
     _dump(folder / "tokenizer_config.json", told)
-  return _write_weights(folder, model, spare, shard)
+  return _write_weights(
+    folder, _parameters(model, layout), layout, spare, shard
+  )
 
 
-def _write_weights(folder, model, spare, limit):
+def _write_weights(folder, parameters, layout, spare, limit):
   """The shards and their index; a single one needs none."""
-  parameters = _parameters(model)
-  tables = {huggingface.layout_of(model).table, huggingface.HEAD}
+  tables = {layout.table, huggingface.HEAD}
   tables = set() if spare is None else tables
   sizes = {name: value.nbytes for name, (value, _) in parameters.items()}
   shards = list(_shards(sizes, limit))
@@ -111,9 +124,9 @@ def _write_weights(folder, model, spare, limit):
   return names
 
 
-def _parameters(model) -> dict[str, tuple[jax.Array, bool]]:
+def _parameters(model, layout) -> dict[str, tuple[jax.Array, bool]]:
   """Tensor's name -> the parameter, and whether a file has it transposed."""
-  layout, found = huggingface.layout_of(model), {}
+  found = {}
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
     name = huggingface.tensor_name(layout, ".".join(map(str, path)))
     found[name] = variable[...], path[-1] == "kernel"
@@ -135,6 +148,12 @@ def _shards(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
     shard.append(name)
     used += size
   yield shard
+
+
+def _change_encoder_config(file, model: encoder.Encoder):
+  """The copied config.json says what is written: a head, or none."""
+  entries = safetensors_file.read_json(file)
+  _dump(file, entries | huggingface_encoders.headed(entries, model))
 
 
 def _write_decoder_config(folder, model: decoder.Decoder, eos_id):

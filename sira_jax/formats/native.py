@@ -7,6 +7,8 @@
                           PATH.router.kernel [d experts], of every layer, also
                           where several share one
                           PATH.delta [experts f]     of MoV and (IA)3
+                          PATH.kernel [d outputs]    of a head, with its
+                          PATH.bias [outputs]
 
 A path is the layer's in our model. What training alone needs (optimizers,
 positions in the data) is in a run's checkpoints.
@@ -23,9 +25,13 @@ from flax import nnx
 import jax
 import numpy as np
 
-from sira_jax.adapters import adamix, rescaling, routers, surgery
+from sira_jax.adapters import adamix, heads, rescaling, routers, surgery
 from sira_jax.adapters import adapter as adapter_lib
-from sira_jax.adapters.variables import AdapterConstant, AdapterParam
+from sira_jax.adapters.variables import (
+  AdapterConstant,
+  AdapterParam,
+  HeadParam,
+)
 from sira_jax.formats import safetensors_file
 
 CONFIG, WEIGHTS = "sira_config.json", "adapter.safetensors"
@@ -34,15 +40,16 @@ _KINDS = {
   "adapter": adapter_lib.AdapterFactory,
   "adamix": adamix.AdaMixFactory,
   "rescaling": rescaling.RescalingFactory,
+  "head": heads.HeadFactory,
 }
 _PARTS = {"router": routers.TopK, "gate": adapter_lib.Gate}
-_SAVED = nnx.Any(AdapterParam, AdapterConstant)
+_SAVED = nnx.Any(AdapterParam, AdapterConstant, HeadParam)
 
 
 def write(
   folder: pathlib.Path, model: nnx.Module, *, base: Mapping[str, str]
 ) -> None:
-  """Writes the adapters of a model.
+  """Writes the adapters of a model, and its head if one is trained.
 
   Args:
     folder: made if it is not there.
@@ -53,20 +60,20 @@ def write(
     ValueError: the model has no adapters, or weights of its own are trained.
   """
   sites = surgery.sites(model)
-  layers = surgery.adapted(model)
+  layers = _trained(model)
   other = [site.path for site in sites if site.path not in layers]
   if other or not layers:
     raise ValueError(
       "Adapter folders hold adapters, and nothing of the base: got"
-      f" {len(layers)} adapters, and {len(other)} modules with trained weights"
+      f" {len(layers)} of them, and {len(other)} modules with trained weights"
       f" of their own, such as {other[:1]}. Export the merged weights instead."
     )
   tensors, settings = {}, {}
   for path, layer in layers.items():
-    factory = layer.adapter.factory
+    factory = layer.factory
     kind = next(k for k, v in _KINDS.items() if type(factory) is v)
     settings[path] = {"kind": kind, **dataclasses.asdict(factory)}
-    for name, value in _arrays(layer.adapter).items():
+    for name, value in _arrays(layer).items():
       tensors[f"{path}.{name}"] = np.asarray(jax.device_get(value[...]))
   folder.mkdir(parents=True, exist_ok=True)
   safetensors_file.write(folder / WEIGHTS, tensors)
@@ -79,7 +86,7 @@ def write(
 def read(
   folder: pathlib.Path, model: nnx.Module, *, fingerprint: str | None = None
 ) -> tuple[surgery.Site, ...]:
-  """Puts the adapters of a folder into a model, in place.
+  """Puts the adapters, and the head, of a folder into a model, in place.
 
   Args:
     folder: as `write` leaves it.
@@ -88,7 +95,7 @@ def read(
       None does not compare.
 
   Returns:
-    The adapted sites.
+    The sites.
 
   Raises:
     ValueError: another base, or a folder that is damaged or of a later version;
@@ -109,16 +116,19 @@ def read(
     )
   tensors = safetensors_file.read(folder / WEIGHTS)
   try:
-    rules = _rules(said["layers"])
+    rules, head = _rules(said["layers"])
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
       f"{folder / CONFIG}: its layers cannot be read: {error!r:.300}"
     ) from None
-  sites = surgery.adapt(model, rules, rngs=nnx.Rngs(0))
+  if head is not None:
+    heads.attach(model, head, rngs=nnx.Rngs(0))
+  if rules:
+    surgery.adapt(model, rules, rngs=nnx.Rngs(0))
   wanted = {
     f"{path}.{name}": variable
-    for path, layer in surgery.adapted(model).items()
-    for name, variable in _arrays(layer.adapter).items()
+    for path, layer in _trained(model).items()
+    for name, variable in _arrays(layer).items()
   }
   problems = [f"missing: {name}" for name in wanted.keys() - tensors.keys()]
   for name, tensor in tensors.items():
@@ -137,7 +147,15 @@ def read(
   for name, variable in wanted.items():
     value = np.array(tensors[name])
     variable[...] = jax.device_put(value, variable[...].sharding)
-  return sites
+  return surgery.sites(model)
+
+
+def _trained(model):
+  """Path -> each layer's adapter, and the head that is trained."""
+  layers = surgery.adapted(model)
+  found = {path: layer.adapter for path, layer in layers.items()}
+  head = heads.of(model)
+  return found if head is None else found | {"head": head}
 
 
 def _arrays(adapter):
@@ -147,12 +165,19 @@ def _arrays(adapter):
   }
 
 
-def _rules(layers: Mapping[str, Any]) -> list[surgery.Rule]:
-  """A rule for all layers of equal settings."""
-  paths = {}
+def _rules(
+  layers: Mapping[str, Any],
+) -> tuple[list[surgery.Rule], heads.HeadFactory | None]:
+  """A rule for all layers of equal settings; and the head's."""
+  paths, head = {}, None
   for path, settings in layers.items():
-    paths.setdefault(_factory(dict(settings)), []).append(re.escape(path))
-  return [surgery.Rule("|".join(own), one) for one, own in paths.items()]
+    factory = _factory(dict(settings))
+    if isinstance(factory, heads.HeadFactory):
+      head = factory
+    else:
+      paths.setdefault(factory, []).append(re.escape(path))
+  rules = [surgery.Rule("|".join(own), one) for one, own in paths.items()]
+  return rules, head
 
 
 def _factory(settings: dict[str, Any]) -> surgery.Factory:
@@ -160,6 +185,7 @@ def _factory(settings: dict[str, Any]) -> surgery.Factory:
   for name, part in _PARTS.items():
     if settings.get(name) is not None:
       settings[name] = part(**settings[name])
-  if settings.get("live") is not None:
-    settings["live"] = tuple(settings["live"])
+  for name in ("live", "labels"):
+    if settings.get(name) is not None:
+      settings[name] = tuple(settings[name])
   return _KINDS[settings.pop("kind")](**settings)

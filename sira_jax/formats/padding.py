@@ -46,15 +46,33 @@ def swapped(
   told = json.loads(tokenizer.to_str())
   places = {0: spare, spare: 0}
   vocabulary = told["model"]["vocab"]
-  # The library numbers added tokens itself, but for those of the vocabulary.
-  vocabulary |= {one["content"]: one["id"] for one in told["added_tokens"]}
-  told["model"]["vocab"] = {
-    token: places.get(i, i) for token, i in vocabulary.items()
-  }
+  if type(vocabulary) is list:  # of pairs, where an id is a place
+    vocabulary[0], vocabulary[spare] = vocabulary[spare], vocabulary[0]
+    unknown = told["model"].get("unk_id")
+    told["model"]["unk_id"] = places.get(unknown, unknown)
+  else:
+    # The library numbers added tokens itself, but for those of the vocabulary.
+    vocabulary |= {one["content"]: one["id"] for one in told["added_tokens"]}
+    told["model"]["vocab"] = {
+      token: places.get(i, i) for token, i in vocabulary.items()
+    }
+  _renumber(told.get("post_processor"), places)
   for one in told["added_tokens"]:
     one["id"] = places.get(one["id"], one["id"])
   told["added_tokens"].sort(key=lambda one: one["id"])
   return tokenizers.Tokenizer.from_str(json.dumps(told))
+
+
+def _renumber(processor, places):
+  """What a post-processor puts around a text, in place."""
+  processor = processor or {}
+  for one in processor.get("processors", ()):
+    _renumber(one, places)
+  for name in {"sep", "cls"} & processor.keys():  # [token, id]
+    token, i = processor[name]
+    processor[name] = [token, places.get(i, i)]
+  for one in (processor.get("special_tokens") or {}).values():
+    one["ids"] = [places.get(i, i) for i in one["ids"]]
 
 
 def _vocabulary(tokenizer):

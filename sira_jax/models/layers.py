@@ -43,13 +43,27 @@ def embedding(
   )
 
 
+def small_embedding(rows: int, d: int, *, rngs: nnx.Rngs, dtype) -> nnx.Embed:
+  """As `embedding`, with rows so few that each device has all of them."""
+  return nnx.Embed(
+    rows,
+    d,
+    param_dtype=dtype,
+    embedding_metadata={"axes": (None, "d")},
+    rngs=rngs,
+  )
+
+
 def look_up(
-  table: nnx.Embed, tokens: Int[Array, "batch length"]
+  table: nnx.Embed,
+  tokens: Int[Array, "batch length"],
+  *,
+  over: str | None = "vocabulary",
 ) -> Float[Array, "batch length d"]:
-  """The tokens' rows."""
+  """The tokens' rows; `over` is the word of the table's rows."""
   # Whole in d, as every weight becomes where it is used. Looked up in slices
   # of d instead, XLA would make the whole batch's on each device.
-  rows = sharding.constrain(table.embedding[...], "vocabulary", None)
+  rows = sharding.constrain(table.embedding[...], over, None)
   x = jnp.take(rows, tokens, axis=0)
   return sharding.constrain(x, "batch", "length", None)
 
@@ -96,6 +110,27 @@ class RMSNorm(nnx.Module):
     scale = self.scale[...].astype(jnp.float32)
     scale = 1 + scale if self.offset else scale
     return (normed * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """y = scale * (x - mean(x)) / sqrt(var(x) + epsilon) + bias, in float32.
+
+  Ba et al. 2016, eq. 4.
+  """
+
+  def __init__(self, d: int, *, epsilon: float, dtype: jnp.dtype):
+    self.epsilon = epsilon
+    self.scale = nnx.Param(jnp.ones((d,), dtype), axes=("d",))
+    self.bias = nnx.Param(jnp.zeros((d,), dtype), axes=("d",))
+
+  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """The formula above, in the dtype of x."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(variance + self.epsilon)
+    scale, bias = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
+    return (normed * scale + bias).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,27 @@ def cross_entropy(
   return (losses * weights).sum(), (right * weights).sum()
 
 
+def squared_error(
+  logits: Logits,
+  hidden: Float[Array, "batch texts d"],
+  *,
+  targets: Float[Array, "batch texts"],
+  weights: Float[Array, "batch texts"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """The weighted sums of (number - target)^2, and of |number - target|.
+
+  Args:
+    logits: the model's head, of one output.
+    hidden: what it takes.
+    targets: numbers.
+    weights: zero where there is no target.
+  """
+  errors = logits(hidden).astype(jnp.float32)[..., 0] - targets
+  # Where there is no target there may be anything, and 0 * inf is NaN.
+  errors = jnp.where(weights == 0, 0.0, errors)
+  return (jnp.square(errors) * weights).sum(), (jnp.abs(errors) * weights).sum()
+
+
 def cross_entropy_at_targets(
   logits: Logits,
   hidden: Float[Array, "batch length d"],

@@ -178,8 +178,12 @@ def batch_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of one batch, and its metrics.
 
+  The targets are `decoder_target_tokens`, or labels of a model with a head, or
+  numbers, `decoder_target_values`, whose loss is the squared error.
+
   Metrics: loss (cross-entropy per target token, nats), accuracy (of the next
-  target token), targets (their number), tokens (real ones); where the model
+  target token; of numbers, absolute_error instead), targets (their number),
+  tokens (real ones); where the model
   routes, balance_loss (mean over layers) and dropped_fraction (of the expert
   choices); where AdaMix trains, consistency (per target token).
 
@@ -199,24 +203,16 @@ def batch_loss(
   )(model)
   weights = batch["decoder_loss_weights"].astype(jnp.float32)
   everywhere = _trains_logits(model, hidden)
-  entropy = losses.cross_entropy_at_targets
-  if everywhere:
-    entropy = losses.cross_entropy
-  total, right = entropy(
-    model.logits,
-    hidden,
-    targets=batch["decoder_target_tokens"],
-    weights=weights,
-  )
+  second, total, other = _errors(model, hidden, batch, weights, everywhere)
   targets = jnp.maximum(weights.sum() if targets is None else targets, 1.0)
   metrics = {
     "loss": total / targets,
-    "accuracy": right / targets,
+    second: other / targets,
     "targets": weights.sum(),
     "tokens": sum(
-      (batch[name] != 0).sum()
+      (features[name] != 0).sum()
       for name in ("encoder_input_tokens", "decoder_target_tokens")
-      if name in batch
+      if name in features
     ),
   }
   loss = metrics["loss"]
@@ -228,6 +224,11 @@ def batch_loss(
     chosen = sum(s.chosen.sum() for s in stats)
     dropped = sum(s.dropped.sum() for s in stats)
     metrics["dropped_fraction"] = dropped / jnp.maximum(chosen, 1.0) / parts
+  if coefficient and second != "accuracy":
+    raise ValueError(
+      "AdaMix's consistency is of two distributions, and a number has none:"
+      " give its rules consistency=0."
+    )
   if coefficient:
     with ambient.DROPOUT_KEY(_other(ambient.DROPOUT_KEY.get())):
       again = model.hidden(**features)
@@ -238,6 +239,20 @@ def batch_loss(
     metrics["consistency"] = total / targets
     loss = loss + coefficient * metrics["consistency"]
   return loss, metrics
+
+
+def _errors(model, hidden, batch, weights, everywhere):
+  """The loss of all targets, and another sum of theirs, with its name."""
+  given = {"weights": weights}
+  if "decoder_target_values" in batch:
+    given["targets"] = batch["decoder_target_values"]
+    sums = losses.squared_error(model.logits, hidden, **given)
+    return "absolute_error", *sums
+  given["targets"] = batch["decoder_target_tokens"]
+  entropy = losses.cross_entropy_at_targets
+  if everywhere:
+    entropy = losses.cross_entropy
+  return "accuracy", *entropy(model.logits, hidden, **given)
 
 
 def _consistency(model) -> float:
