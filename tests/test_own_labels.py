@@ -20,6 +20,11 @@ ROWS = [
 ]
 
 
+@nnx.jit
+def states(model, tokens):
+  return model.states(tokens)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   return tiny_encoder.folder(tmp_path_factory.mktemp("base") / "roberta")
@@ -39,9 +44,11 @@ def config(base, tmp_path):
       "batches.batch_size": 8,
       "optimizer.learning_rate": 0.02,
       "optimizer.warmup_steps": 1,
-      "training.steps": 50,
-      "training.checkpoint_every": 25,
-      "rules.blocks.rank": 2,
+      "training.steps": 120,
+      "training.checkpoint_every": 120,
+      "rules.blocks.rank": 4,
+      # Few sites: programs compile sooner.
+      "rules.blocks.path": r"blocks\.\d\.(attention\.v|mlp\.w[io])",
     }
   )
   return found
@@ -69,31 +76,23 @@ def test_train_eval_and_export(config, tmp_path, monkeypatch, capsys):
     loaded, workdir, tmp_path / "out", kind="native", check=True
   )
   assert "Checked: read again" in told
-  for kind in ("peft", "merged"):
-    with pytest.raises(ValueError, match=r"trained a head|reads the pooler"):
-      export.export(loaded, workdir, tmp_path / kind, kind=kind)
+  with pytest.raises(ValueError, match=r"trained a head beside its adapters"):
+    export.export(loaded, workdir, tmp_path / "peft", kind="peft")
 
 
 def test_numbers(config, tmp_path, monkeypatch):
-  """A regression over the pooler, packed; exported as Hugging Face has it."""
-  config.head.labels, config.head.pooling = (), "pooler"
+  """A regression, packed."""
+  config.head.labels = ()
   config.files.own.update(targets="{grade}", metrics=("pearson",))
   config.batches.update(pack=True, length=32, targets_length=4, batch_size=4)
   workdir = tmp_path / "run"
   tiny_run.main(monkeypatch, config, workdir)
   (result,) = json.loads((workdir / "results.json").read_text())
-  assert result["after"]["pearson"] > 95.0
+  assert result["after"]["pearson"] > 90.0
   metrics = (workdir / "metrics.jsonl").read_text().splitlines()
   last = json.loads(metrics[-1])
   assert last["absolute_error"] < 0.5
   assert last["examples"] == last["targets"] > 8  # of 4 rows
-  loaded = runs.load_config(workdir)
-  out = tmp_path / "out"
-  told = export.export(loaded, workdir, out, kind="merged", check=True)
-  assert "Checked: read again" in told
-  entries = json.loads((out / "config.json").read_text())
-  assert entries["architectures"] == ["RobertaForSequenceClassification"]
-  assert entries["problem_type"] == "regression"
 
 
 def test_packed_batches_are_the_unpacked_ones(config, base):
@@ -143,9 +142,9 @@ def test_a_base_that_pads_with_one(tmp_path, unigram):
   before, after = tokenizer.encode(text).ids, base.tokenizer.encode(text).ids
   assert before[0] == 0 and after == [1, *before[1:]]
   # Padded as each has it.
-  got = base.model.states(np.array([[*after, 0, 0]]))[:, :5]
-  expected = plain.states(np.array([[*before, 1, 1]]))[:, :5]
-  assert error(got, expected) < 1e-6
+  got = states(base.model, np.array([[*after, 0, 0]]))
+  expected = states(plain, np.array([[*before, 1, 1]]))
+  assert error(got[:, :5], expected[:, :5]) < 1e-6
   assert base.tokenizer.decode(after) == tokenizer.decode(before)
 
 
@@ -181,10 +180,8 @@ def test_mistakes_before_anything_is_loaded(config):
 
 def test_a_plan_needs_no_weights(config):
   mesh, rules = tiny_run.layout(config)
-  for labels in (("no", "yes"), ()):
-    config.head.labels = labels
-    found = assembly.plan(config, mesh, rules)
-    outputs = len(labels) or 1
-    # 2 blocks of q, k, v, o and of wi, wo; and a head.
-    lora = 2 * 2 * (4 * (16 + 16) + 2 * (16 + 24))
-    assert found.trained == lora + 17 * outputs
+  config.head.labels = ()
+  found = assembly.plan(config, mesh, rules)
+  # LoRA's A and B of three layers a block, and a head's kernel and bias.
+  lora = 2 * 4 * ((16 + 16) + 2 * (16 + 24))
+  assert found.trained == lora + 16 + 1

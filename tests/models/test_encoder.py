@@ -33,19 +33,16 @@ def golden(name, **options):
   return huggingface.load_model(folder, **options), features, arrays
 
 
-@nnx.jit
-def states(model, features):
-  return model.states(**features)
-
-
-@nnx.jit
-def hidden(model, features):
-  return model.hidden(**features)
-
-
-@nnx.jit
-def logits(model, features):
-  return model(**features)
+@functools.partial(nnx.jit, static_argnames="poolings")
+def run(model, features, poolings=()):
+  """States, scores if there are any, and texts' vectors by each pooling."""
+  found = {"states": model.states(**features)}
+  if model.head is not None:
+    found["logits"] = model(**features)[:, 0]
+  for pooling in poolings:
+    model.pool_by(pooling)
+    found[pooling] = model.hidden(**features)
+  return found
 
 
 def texts(rows):
@@ -68,69 +65,71 @@ def packed(features):
 
 
 @ENCODERS
-def test_states_equal_hugging_face(name):
+def test_states_and_logits_equal_hugging_face(name):
   model, features, expected = golden(name)
-  got = states(model, features)
-  assert error(texts(got), texts(expected["states"])) < 1e-5
+  pooled = "pooled" in expected and model.head is None
+  got = run(model, features, ("pooler",) if pooled else ())
+  assert error(texts(got["states"]), texts(expected["states"])) < 1e-5
+  assert ("logits" in got) == ("logits" in expected) == ("classifier" in name)
+  if "logits" in got:
+    assert got["logits"].dtype == jnp.float32
+    assert error(got["logits"], expected["logits"]) < 1e-5
+  if pooled:
+    assert error(got["pooler"][:, 0], expected["pooled"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_the_pooler_equals_hugging_face(name):
-  model, features, expected = golden(name)
-  model = nnx.clone(model)
-  model.pooling = "pooler"
-  got = hidden(model, features)[:, 0]
-  assert error(got, expected["pooled"]) < 1e-5
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if "classifier" in n])
-def test_logits_equal_hugging_face(name):
-  model, features, expected = golden(name)
-  got = logits(model, features)
-  assert got.shape[1] == 1 and got.dtype == jnp.float32
-  assert error(got[:, 0], expected["logits"]) < 1e-5
-
-
-@ENCODERS
-def test_packed_equals_unpacked(name):
+@pytest.mark.parametrize("given", [False, True])
+def test_packed_equals_unpacked(given):
   """With positions that are counted by the model, and that are given."""
-  model, features, expected = golden(name)
+  model, features, expected = golden("bert" if given else "roberta")
   rows = packed(features)
   one, two, three = expected["states"]
   anew = np.stack([np.r_[:20, :6], np.r_[:13, [0] * 13]]).astype(np.int32)
-  for more in ({}, {"encoder_positions": anew}):
-    got = states(model, rows | more)
-    assert error(got[0, :20], one) < 1e-5
-    assert error(got[0, 20:], three[:6]) < 1e-5
-    assert error(got[1, :13], two[:13]) < 1e-5
+  if given:
+    rows["encoder_positions"] = anew
+  got = run(model, rows)["states"]
+  assert error(got[0, :20], one) < 1e-5
+  assert error(got[0, 20:], three[:6]) < 1e-5
+  assert error(got[1, :13], two[:13]) < 1e-5
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean"])
-def test_a_vector_for_each_text(pooling):
+def test_a_vector_for_each_text():
   """By numpy, of Hugging Face's states; packed as alone."""
   model, features, expected = golden("bert")
-  model = nnx.clone(model)
-  model.pooling = pooling
-  wanted = np.stack(
-    [
-      row[:length].mean(axis=0) if pooling == "mean" else row[0]
-      for row, length in zip(expected["states"], LENGTHS, strict=True)
-    ]
-  )
-  assert error(hidden(model, features)[:, 0], wanted) < 1e-5
-  rows = packed(features) | {"decoder_loss_weights": np.ones((2, 3))}
-  got = hidden(model, rows)
-  assert got.shape == (2, 3, 16)
-  assert error(got[[0, 1, 0], [0, 0, 1]], wanted) < 1e-5
-  assert np.isfinite(got).all()  # also of texts that are not there
+  alone = run(model, features, ("first", "mean"))
+  rows = packed(features)
   with pytest.raises(ValueError, match="need decoder_loss_weights"):
-    model.hidden(**packed(features))
+    model.hidden(**rows)
+  weights = np.ones((2, 3), np.float32)
+  graph, state = nnx.split(model)
+
+  @jax.jit
+  def both(state, rows):
+    model, found = nnx.merge(graph, state), {}
+    for pooling in ("first", "mean"):
+      model.pool_by(pooling)
+      found[pooling] = model.hidden(**rows, decoder_loss_weights=weights)
+    return found
+
+  together = both(state, rows)
+  for pooling in ("first", "mean"):
+    wanted = np.stack(
+      [
+        row[:length].mean(axis=0) if pooling == "mean" else row[0]
+        for row, length in zip(expected["states"], LENGTHS, strict=True)
+      ]
+    )
+    assert error(alone[pooling][:, 0], wanted) < 1e-5
+    got = together[pooling]
+    assert got.shape == (2, 3, 16)
+    assert error(got[[0, 1, 0], [0, 0, 1]], wanted) < 1e-5
+    assert np.isfinite(got).all()  # also of texts that are not there
 
 
 @pytest.mark.parametrize("options", [{"scan": True}, {"remat": True}])
 def test_blocks_in_a_loop_or_twice(options):
   model, features, expected = golden("bert", **options)
-  got = states(model, features)
+  got = run(model, features)["states"]
   assert error(texts(got), texts(expected["states"])) < 1e-5
 
 
@@ -142,8 +141,8 @@ def test_padding_becomes_zero():
   places = np.arange(64)
   places[[0, 4]] = [4, 0]
   assert (tokens == 4).any() and model.config.padding == 0
-  got = logits(model, features | {"encoder_input_tokens": places[tokens]})
-  assert error(got[:, 0], expected["logits"]) < 1e-5
+  got = run(model, features | {"encoder_input_tokens": places[tokens]})
+  assert error(got["logits"], expected["logits"]) < 1e-5
 
 
 def test_lengths():
@@ -154,37 +153,36 @@ def test_lengths():
   with pytest.raises(ValueError, match="at most max_length=38 tokens, got 39"):
     model.states(jnp.ones((1, 39), jnp.int32))
   # Packed, padding may be longer than any text, and a text may not.
-  ids = jnp.repeat(jnp.array([1, 0]), jnp.array([5, 60]))[None]
-  row = jnp.full((1, 65), 7)
-  got = model.states(row, encoder_segment_ids=ids)
-  assert jnp.isfinite(got).all()
-  got = model.states(row, encoder_segment_ids=1 + 0 * ids)
-  assert jnp.isnan(got).any()
+  padded = np.repeat([[1, 0]], [5, 60], axis=1).astype(np.int32)
+  row = {"encoder_input_tokens": np.full((1, 65), 7, np.int32)}
+  for ids, finite in ((padded, True), (np.ones_like(padded), False)):
+    got = run(model, row | {"encoder_segment_ids": ids})
+    assert jnp.isfinite(got["states"]).all() == finite
 
 
-@ENCODERS
+@pytest.mark.parametrize("name", ["bert_words", "xlm_roberta_classifier"])
 def test_adapters_merge_and_are_written(name, tmp_path):
   """And all tensors go back to where they came from."""
   folder = GOLDEN / "encoders" / name
   model = huggingface.load_model(folder)
   _, features, _ = golden(name)
   rule = surgery.Rule(
-    r"blocks\.\d+\.(attention\.[qo]|mlp\.wi)", methods.create("lora", rank=2)
+    r"blocks\.1\.(attention\.[qo]|mlp\.wi)", methods.create("lora", rank=2)
   )
   surgery.adapt(model, [rule], rngs=nnx.Rngs(0))
   for _, module in nnx.iter_modules(model):
     if isinstance(module, surgery.Adapted):
       shape = module.adapter.B.shape
       module.adapter.B[...] = jax.random.normal(jax.random.key(0), shape) / 9
-  run = states if model.head is None else logits
-  expected = run(model, features)
-  assert error(run(golden(name)[0], features), expected) > 0.03
+  part = "states" if model.head is None else "logits"
+  expected = run(model, features)[part]
+  assert error(golden(name)[2][part], expected) > 0.03
   surgery.merge(model)
   huggingface_writer.write(
     tmp_path, model, source=folder, tokenizer=None, eos_id=1
   )
   again = huggingface.load_model(tmp_path)
-  assert error(run(again, features), expected) < 1e-5
+  assert error(run(again, features)[part], expected) < 1e-5
   there, here = map(safetensors_file.read_folder, (folder, tmp_path))
   words = {n for n in there if n.startswith("cls.")}
   without = {n.removeprefix("bert.") for n in there.keys() - words}
@@ -207,7 +205,7 @@ def test_tensors_of_before(tmp_path):
   model = huggingface.load_model(folder)
   assert model.pooler is None
   _, features, expected = golden("bert")
-  got = states(model, features)
+  got = run(model, features)["states"]
   assert error(texts(got), texts(expected["states"])) < 1e-5
 
 
