@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient
-from sira_jax.models import decoder_blocks, layers, stacking
+from sira_jax.models import attention, decoder_blocks, layers, stacking
 from sira_jax.models.decoder_blocks import DecoderConfig, Layout, View
 
 
@@ -110,12 +110,9 @@ class Decoder(nnx.Module):
     elif decoder_target_tokens is not None:
       real = (decoder_target_tokens != 0).astype(jnp.int32)
       segments = ambient.Segments(real, packed=False)
-    mask = jnp.tril(jnp.ones((1, length, length), bool))
-    if segments is not None:
-      # Padding is a segment too: its tokens see each other and thus something.
-      mask &= segments.ids[:, :, None] == segments.ids[:, None, :]
-    at = jnp.arange(length)
-    layout = self._layout(decoder_positions, mask, at[:, None] - at)
+    # Padding is a segment too: its tokens see each other and thus something.
+    sight = attention.Sight(None if segments is None else segments.ids)
+    layout = self._layout(decoder_positions, sight)
     x = self._embedded(decoder_input_tokens)
     with ambient.SEGMENTS(segments):
       x = self._through_blocks(x, layout)
@@ -181,9 +178,7 @@ class Decoder(nnx.Module):
     row's next token overwrites a padding slot just before it would be seen.
     `real` says to layers that ask (`ambient.SEGMENTS`) which are no padding.
     """
-    slots = jnp.arange(cache.keys[0].shape[1])
-    ago = positions[:, :, None] - slots
-    layout = self._layout(positions, ago >= 0, ago)
+    layout = self._layout(positions, attention.Sight(at=positions))
     segments = None
     if real is not None:
       segments = ambient.Segments(real.astype(jnp.int32), packed=False)
@@ -214,20 +209,20 @@ class Decoder(nnx.Module):
       return x
     return x * jnp.asarray(self.config.embedding_scale, x.dtype)
 
-  def _layout(self, positions, mask, ago) -> Layout:
-    """Of a mask, and how many tokens before a query each slot is."""
+  def _layout(self, positions, sight) -> Layout:
+    """Of whom tokens see in blocks without a window."""
     config = self.config
 
-    def view(mask, theta, scaling):
+    def view(sight, theta, scaling):
       angles = layers.rotary(
         positions, config.head_dim, theta=theta, scaling=scaling
       )
-      return View(*angles, mask)
+      return View(*angles, sight)
 
-    whole, windowed = view(mask, config.rope_theta, config.rope_scaling), None
+    whole, windowed = view(sight, config.rope_theta, config.rope_scaling), None
     if config.windowed:
-      near = mask & (ago < config.window)
-      windowed = whole._replace(mask=near)
+      near = dataclasses.replace(sight, window=config.window)
+      windowed = whole._replace(sight=near)
       if config.local_rope_theta is not None:
         windowed = view(near, config.local_rope_theta, None)
     return Layout(positions, whole, windowed)
