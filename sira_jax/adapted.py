@@ -105,6 +105,11 @@ def has_encoder(model: nnx.Module) -> bool:
   return "encoder_input_tokens" in model.FEATURES
 
 
+def prefixed(config: ml_collections.ConfigDict) -> bool:
+  """Whether its decoder is a prefix LM."""
+  return config.base.get("prefix", False)
+
+
 def allocated(workdir: pathlib.Path) -> dict[str, int] | None:
   """Experts by layer of the run in `workdir`; None if it has none yet.
 

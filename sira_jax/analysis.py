@@ -51,7 +51,11 @@ def routing(
   for start in range(0, len(prompts), batch_size):
     rows = -(-batch_size // sharding.places()) * sharding.places()
     batch = _padded(
-      prompts[start : start + batch_size], rows, length, encoder=encoder
+      prompts[start : start + batch_size],
+      rows,
+      length,
+      encoder=encoder,
+      prefix="decoder_causal_attention" in model.FEATURES,
     )
     owner = owners[start : start + batch_size]
     for site, stats in jax.device_get(_record(graph, state, batch)).items():
@@ -84,20 +88,21 @@ def _record(graph, state, batch):
   }
 
 
-def _padded(prompts, rows, length, *, encoder):
+def _padded(prompts, rows, length, *, encoder, prefix):
   tokens = np.zeros((rows, length), np.int32)
   real = np.zeros((rows, length), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
     real[row, : len(prompt)] = 1
+  names = {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
+  if prefix:
+    names["decoder_causal_attention"] = real
   if encoder:
     # The decoder reads the token that begins every answer.
     first = np.zeros((rows, 1), np.int32)
     names = {"encoder_input_tokens": tokens, "decoder_input_tokens": first}
     return sharding.rows(names)
-  return sharding.rows(
-    {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
-  )
+  return sharding.rows(names)
 
 
 def _add(sums, stats, owners, sets):

@@ -141,6 +141,7 @@ def _samples(mixture, config):
     batch_size=1,
     **_lengths(config),
     too_long=batches.too_long,
+    prefix=adapted.prefixed(config),
     seed=config.seed,
   )
   return itertools.islice(found, config.allocation.samples)
@@ -220,7 +221,10 @@ def plan(
     model,
     optimizer(config, stage)[0],
     batch=plans.batch(
-      batches.batch_size, **_lengths(config), packed=batches.pack
+      batches.batch_size,
+      **_lengths(config),
+      packed=batches.pack,
+      prefix=adapted.prefixed(config),
     ),
     mesh=mesh,
     rules=rules,

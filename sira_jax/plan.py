@@ -220,6 +220,7 @@ def batch(
   *,
   targets_length: int | None = None,
   packed: bool = False,
+  prefix: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a batch, as `data.pipeline.batches` makes it."""
   sizes = {"decoder": length}
@@ -227,6 +228,8 @@ def batch(
     sizes = {"encoder": length, "decoder": targets_length}
   names = [f"{side}_input_tokens" for side in sizes]
   names += ["decoder_target_tokens", "decoder_loss_weights"]
+  if prefix:
+    names.append("decoder_causal_attention")
   if packed:
     names += [f"{side}_segment_ids" for side in sizes]
     names += [f"{side}_positions" for side in sizes]

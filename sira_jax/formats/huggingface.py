@@ -116,7 +116,7 @@ def load_model(
 
   Where a mesh is in use, they are born on it. `spare` is the token that
   changes places with token 0, in every table of tokens (see `padding`), and
-  `settings` are the model's: remat, scan.
+  `settings` are the model's: remat, scan, prefix.
 
   Raises:
     ValueError: a config that we do not implement; or one that lists every
@@ -183,7 +183,7 @@ def model_shapes(
 ) -> nnx.Module:
   """The model in the folder, its shapes alone, by its config.json.
 
-  `settings` are the model's: remat, scan.
+  `settings` are the model's: remat, scan, prefix.
 
   Where there are no weights, a T5 is taken to have a last layer of its own
   unless its config ties it; see `huggingface_config.read`.
@@ -273,6 +273,11 @@ def _swap_rows(part, tensor, index, *pair):
 
 def _shapes(config, **settings):
   layout = _LAYOUTS[type(config)]
+  if settings.get("prefix") and isinstance(config, t5.T5Config):
+    raise ValueError(
+      "config.base.prefix is for decoders: an encoder-decoder reads its prompts"
+      " in both directions anyhow. Leave it False."
+    )
   return nnx.eval_shape(
     lambda: layout.model(config, rngs=nnx.Rngs(0), **settings)
   )

@@ -38,7 +38,7 @@ BLOCKS = (512, 256, 128)
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["ids", "at"],
+  data_fields=["ids", "at", "prefix"],
   meta_fields=["window"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +50,26 @@ class Sight:
     window: how many it sees at most, itself included.
     at: which slots of a cache the tokens are in; slots before them are seen
       whatever their ids. None if the tokens are all there is.
+    prefix: which tokens see each other in both directions; those of a cache
+      are its first.
   """
 
   ids: Int[Array, "batch length"] | None = None
   window: int | None = None
   at: Int[Array, "batch length"] | None = None
+  prefix: Bool[Array, "batch length"] | None = None
 
   def mask(self, slots: int) -> Bool[Array, "#batch length slots"]:
     """The same as a mask: True where a query sees a slot."""
     at = jnp.arange(slots)[None] if self.at is None else self.at
     ago = at[:, :, None] - jnp.arange(slots)
     mask = ago >= 0
+    if self.prefix is not None:
+      later = slots - self.prefix.shape[1]
+      seen = jnp.pad(self.prefix, ((0, 0), (0, later)))
+      mask |= self.prefix[:, :, None] & seen[:, None]
     if self.window is not None:
-      mask &= ago < self.window
+      mask &= jnp.abs(ago) < self.window
     if self.ids is not None and self.at is None:
       mask &= self.ids[:, :, None] == self.ids[:, None, :]
     return mask
@@ -79,7 +86,8 @@ def attend(
 ) -> Float[Array, "batch length heads head_dim"]:
   """`layers.attention` of `sight.mask`, by a kernel where one can."""
   kernel, specs = None, None
-  if sight.at is None:
+  # Kernels count on tokens that see no later one.
+  if sight.at is None and sight.prefix is None:
     kernel, specs = _kernel(queries, keys, cap), _specs(queries, keys)
   if kernel is None or specs is None:
     mask = sight.mask(keys.shape[1])
