@@ -236,7 +236,11 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
   )
   # One batch a step: the position in the data is the number of the step.
   batches = pipeline.batches(
-    run.mixture, **config.batches, seed=config.seed + stage.number, start=first
+    run.mixture,
+    **config.batches,
+    prefix=adapted.prefixed(config),
+    seed=config.seed + stage.number,
+    start=first,
   )
   meta = {"base": run.base.fingerprint, "data": run.data}
   line = progress.Progress(total=total, start=first)

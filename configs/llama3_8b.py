@@ -46,6 +46,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     dtype="bfloat16",
     remat=True,
     scan=True,
+    prefix=False,
   )
   config.rules = dict(
     attention=configuration.rule(

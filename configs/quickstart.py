@@ -50,6 +50,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     dtype="float32",
     remat=False,
     scan=False,
+    prefix=False,
   )
   config.rules = rules(method)
   for name, group in own_groups(method).items():

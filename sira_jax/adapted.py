@@ -112,6 +112,11 @@ def labels(config: ml_collections.ConfigDict) -> tuple[str, ...] | None:
   return tuple(config.head.labels) if "head" in config else None
 
 
+def prefixed(config: ml_collections.ConfigDict) -> bool:
+  """Whether its decoder is a prefix LM."""
+  return config.base.get("prefix", False)
+
+
 def allocated(workdir: pathlib.Path) -> dict[str, int] | None:
   """Experts by layer of the run in `workdir`; None if it has none yet.
 

@@ -89,14 +89,15 @@ def _padded(prompts, rows, length, features):
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
     real[row, : len(prompt)] = 1
+  names = {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
+  if "decoder_causal_attention" in features:
+    names["decoder_causal_attention"] = real
   if "encoder_input_tokens" in features:
     # The decoder reads the token that begins every answer.
     first = np.zeros((rows, 1), np.int32)
     names = {"encoder_input_tokens": tokens, "decoder_input_tokens": first}
-    return sharding.rows({k: v for k, v in names.items() if k in features})
-  return sharding.rows(
-    {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
-  )
+    names = {k: v for k, v in names.items() if k in features}
+  return sharding.rows(names)
 
 
 def _add(sums, stats, owners, sets):

@@ -176,6 +176,7 @@ def _samples(mixture, config):
     batch_size=1,
     **_lengths(config),
     too_long=batches.too_long,
+    prefix=adapted.prefixed(config),
     seed=config.seed,
   )
   return itertools.islice(found, config.allocation.samples)
@@ -264,6 +265,7 @@ def plan(
       **_lengths(config),
       packed=batches.pack,
       numbers=None if labels is None else not labels,
+      prefix=adapted.prefixed(config),
     ),
     mesh=mesh,
     rules=rules,

@@ -233,6 +233,12 @@ def export(
   model = run.base.model
   if pruning.remaining(model):
     pruning.prune(model)
+  if adapted.prefixed(config) and kind != "native":
+    raise ValueError(
+      "The run's decoder is a prefix LM (config.base.prefix), and what reads"
+      f" --format={kind} is causal: its answers would be others. There is"
+      " --format=native."
+    )
   name = name or re.sub(r"^hf://", "", config.base.uri)
   prompts = export_check.prompts(model)
   expected = export_check.logits(model, prompts) if check else None

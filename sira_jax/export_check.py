@@ -24,11 +24,18 @@ def prompts(model: nnx.Module) -> dict[str, np.ndarray]:
   size = model.config.vocabulary_size
   length = int(min(LENGTH, model.max_length))
   names = ("decoder_input_tokens", "encoder_input_tokens")
-  return {
+  features = {
     name: rng.integers(1, size, (ROWS, length)).astype(np.int32)
     for name in names
     if name in model.FEATURES
   }
+  if "decoder_causal_attention" in model.FEATURES:
+    # Half of each row is its prompt.
+    first = np.arange(length) < length // 2
+    features["decoder_causal_attention"] = np.tile(first, (ROWS, 1)).astype(
+      np.int32
+    )
+  return features
 
 
 def logits(model: nnx.Module, features: Mapping[str, np.ndarray]) -> np.ndarray:

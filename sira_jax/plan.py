@@ -224,6 +224,7 @@ def batch(
   targets_length: int | None = None,
   packed: bool = False,
   numbers: bool | None = None,
+  prefix: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a batch, as `data.pipeline.batches` makes it.
 
@@ -237,6 +238,8 @@ def batch(
   names = [f"{side}_input_tokens" for side in sides]
   names += [f"decoder_target_{'values' if numbers else 'tokens'}"]
   names += ["decoder_loss_weights"]
+  if prefix:
+    names.append("decoder_causal_attention")
   if packed:
     names += [f"{side}_segment_ids" for side in sides]
     names += [f"{side}_positions" for side in sides]

@@ -106,11 +106,16 @@ def in_use() -> bool:
   return _current.value is not None
 
 
+def device() -> jax.Device:
+  """One of those that programs are for."""
+  if _current.value is None:
+    return jax.devices()[0]
+  return _current.value[0].devices.flat[0]
+
+
 def platform() -> str:
   """What programs are for: "cpu", "gpu" or "tpu"."""
-  if _current.value is None:
-    return jax.default_backend()
-  return _current.value[0].devices.flat[0].platform
+  return device().platform
 
 
 def of(tree: T, mesh: Mesh, *, rules: Rules | None = None) -> T:
@@ -295,6 +300,44 @@ def constrain(
   ]
   sharding = NamedSharding(mesh, PartitionSpec(*spec))
   return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def spec(shape: Sequence[int], *axes: str | None) -> PartitionSpec | None:
+  """What an array's axes go over on the mesh in use, for `mapped`.
+
+  None if a dimension is not divisible; of Nones without a mesh.
+
+  Raises:
+    ValueError: as `constrain`.
+  """
+  if _current.value is None:
+    return PartitionSpec(*[None] * len(axes))
+  mesh, table = _current.value
+  parts = _parts("A value", shape, axes, mesh, dict(table))
+  counts = [_count(part, mesh) for part in parts]
+  if any(size % count for size, count in zip(shape, counts, strict=True)):
+    return None
+  return PartitionSpec(*(part or None for part in parts))
+
+
+def mapped(
+  function: Callable[..., T], specs: Sequence[Any], out: Any
+) -> Callable[..., T]:
+  """The function, of each device's parts alone; itself without a mesh.
+
+  For what XLA cannot divide, such as a kernel. `specs` and `out` are its
+  arguments' and its result's `spec`, or trees of them.
+  """
+  if _current.value is None:
+    return function
+  # Kernels do not say over which axes their results differ.
+  return jax.shard_map(
+    function,
+    mesh=_current.value[0],
+    in_specs=tuple(specs),
+    out_specs=out,
+    check_vma=False,
+  )
 
 
 def _table(mesh, rules):

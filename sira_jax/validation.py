@@ -36,7 +36,7 @@ _FUNCTIONS = {
 }
 _GIVEN = {
   "mixture": ("known",),
-  "batches": ("seed", "start"),
+  "batches": ("seed", "start", "prefix"),
   "evaluation": ("encoder",),
   "optimizer": ("steps", "gates"),
   "decoding": ("score", "text", "eos_id"),

@@ -22,6 +22,7 @@ def batches(
   seed: int = 0,
   start: int = 0,
   too_long: str = "error",
+  prefix: bool = False,
 ) -> Iterator[Batch]:
   """The endless batches of a run, from number `start` on.
 
@@ -41,6 +42,9 @@ def batches(
   `decoder_segment_ids` number them from 1, 0 is padding; `decoder_positions`
   count from 0 in each; an encoder has its own.
 
+  With `prefix`, for a prefix LM, `decoder_causal_attention` is 1 from the 0
+  that begins an example to the last token of its inputs, else 0.
+
   Batch n depends on the mixture, the sizes, `pack`, `too_long` and `seed` only;
   `start` computes the batches before it and drops them, on two busy cores some
   900 packed or 4,500 unpacked rows of 128 tokens a second.
@@ -55,6 +59,7 @@ def batches(
     seed: of the order and of the mixing.
     start: number of batches consumed before.
     too_long: "error" or "skip", for examples of more than `length` tokens.
+    prefix: whether to say where inputs are.
 
   Raises:
     ValueError: at once, if a number is out of range or examples are too long.
@@ -80,7 +85,7 @@ def batches(
       dataset = _encoder_decoder_rows(dataset, sizes, end=end, pack=pack)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.skip(start).prefetch(2)
-  arrays = _arrays(dataset)
+  arrays = _arrays(dataset, prefix=prefix)
   if mixture.vocabulary.labels is None:
     return arrays
   return (_labelled(batch, mixture.vocabulary) for batch in arrays)
@@ -146,7 +151,7 @@ def _encoder_decoder_rows(
   return seqio.EncDecFeatureConverter(pack=pack)(dataset, sizes)
 
 
-def _arrays(dataset: tf.data.Dataset) -> Iterator[Batch]:
+def _arrays(dataset: tf.data.Dataset, *, prefix: bool) -> Iterator[Batch]:
   """Copies, for TensorFlow owns the memory of what it yields."""
   for batch in dataset.as_numpy_iterator():
     yield {
@@ -154,5 +159,6 @@ def _arrays(dataset: tf.data.Dataset) -> Iterator[Batch]:
         values, np.float32 if name == "decoder_loss_weights" else np.int32
       )
       for name, values in batch.items()
-      if name != "decoder_causal_attention"  # our decoders are causal always
+      # seqio makes it for every decoder; a causal one refuses it.
+      if prefix or name != "decoder_causal_attention"
     }

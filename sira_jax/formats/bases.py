@@ -47,6 +47,7 @@ def load(
   dtype: str = "float32",
   remat: bool = False,
   scan: bool = False,
+  prefix: bool = False,
 ) -> Base:
   """Fetches and loads a base model.
 
@@ -58,13 +59,14 @@ def load(
     remat: recompute each block in the backward pass instead of keeping its
       activations: less memory, a third more compute.
     scan: run equal blocks as a loop, which compiles sooner on accelerators.
+    prefix: read prompts in both directions, as a prefix LM; decoders alone.
 
   Raises:
     ValueError: it cannot be had, is of a format we do not read, or does not
       hold exactly the tensors that its own description calls for.
   """
   path = _path(uri, sha256, dtype)
-  made = {"dtype": jnp.dtype(dtype), "remat": remat, "scan": scan}
+  made = _settings(dtype, remat=remat, scan=scan, prefix=prefix)
   if path.is_dir() and huggingface_encoders.is_one(path):
     base = _encoder(uri, path, made)
   elif path.is_dir():
@@ -125,6 +127,7 @@ def shapes(
   dtype: str = "float32",
   remat: bool = False,
   scan: bool = False,
+  prefix: bool = False,
 ) -> nnx.Module:
   """The model that `load` gives, without its numbers: none is read.
 
@@ -135,7 +138,15 @@ def shapes(
   """
   path = _path(uri, sha256, dtype)
   read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
-  return read(path, dtype=jnp.dtype(dtype), remat=remat, scan=scan)
+  made = _settings(dtype, remat=remat, scan=scan, prefix=prefix)
+  return read(path, **made)
+
+
+def _settings(dtype, *, prefix, **settings):
+  """Those of the model, of which not every one knows a prefix."""
+  if prefix:
+    settings["prefix"] = True
+  return {"dtype": jnp.dtype(dtype), **settings}
 
 
 def _path(uri, sha256, dtype):

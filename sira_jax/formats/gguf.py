@@ -115,7 +115,7 @@ def load_decoder(
 ) -> decoder.Decoder:
   """The decoder in the file, its weights dequantised to `dtype`.
 
-  `settings` are `Decoder`'s: remat, scan.
+  `settings` are `Decoder`'s: remat, scan, prefix.
 
   Raises:
     ValueError: as `read_config`; or one that lists every tensor that is

@@ -130,7 +130,7 @@ def load_model(
   Where a mesh is in use, they are born on it. `spare` is the token that
   changes places with token 0, in every table of tokens (see `padding`); of an
   encoder it is the one that pads, 0 if that is 0 already. And
-  `settings` are the model's: remat, scan.
+  `settings` are the model's: remat, scan, prefix.
 
   Raises:
     ValueError: a config that we do not implement; or one that lists every
@@ -204,7 +204,7 @@ def model_shapes(
 ) -> nnx.Module:
   """The model in the folder, its shapes alone, by its config.json.
 
-  `settings` are the model's: remat, scan.
+  `settings` are the model's: remat, scan, prefix.
 
   Where there are no weights, a T5 is taken to have a last layer of its own
   unless its config ties it; see `huggingface_config.read`.
@@ -300,6 +300,11 @@ def _layout(config: huggingface_config.Config) -> Layout:
 
 def _shapes(config, **settings):
   layout = _layout(config)
+  if settings.get("prefix") and not isinstance(config, decoder.DecoderConfig):
+    raise ValueError(
+      "config.base.prefix is for decoders: others read their prompts in both"
+      " directions anyhow. Leave it False."
+    )
   return nnx.eval_shape(
     lambda: layout.model(config, rngs=nnx.Rngs(0), **settings)
   )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient
-from sira_jax.models import decoder_blocks, layers, stacking
+from sira_jax.models import attention, decoder_blocks, layers, stacking
 from sira_jax.models.decoder_blocks import DecoderConfig, Layout, View
 
 
@@ -36,6 +36,9 @@ class Decoder(nnx.Module):
   weights in each pass. On a CPU it is the slower, and compiles no sooner where
   the optimizer's many arrays take the time (docs/scale.md).
 
+  With `prefix` it is a prefix LM (Raffel et al. 2020, section 3.2.1): tokens of
+  a prompt see each other in both directions, and what follows is causal.
+
   Made under `nnx.eval_shape` it holds shapes only, for a loader to fill.
   """
 
@@ -54,8 +57,12 @@ class Decoder(nnx.Module):
     dtype=jnp.float32,
     remat: bool = False,
     scan: bool = False,
+    prefix: bool = False,
   ):
     self.config = config
+    self.prefix = prefix
+    if prefix:
+      self.FEATURES = (*self.FEATURES, "decoder_causal_attention")
     self.remat = remat
     self.scan = scan
     made = {"rngs": rngs, "dtype": dtype}
@@ -83,6 +90,7 @@ class Decoder(nnx.Module):
     decoder_target_tokens: Int[Array, "batch length"] | None = None,
     decoder_segment_ids: Int[Array, "batch length"] | None = None,
     decoder_positions: Int[Array, "batch length"] | None = None,
+    decoder_causal_attention: Int[Array, "batch length"] | None = None,
   ) -> Float[Array, "batch length d"]:
     """The normed hidden states after the last block.
 
@@ -92,9 +100,18 @@ class Decoder(nnx.Module):
     0, 1, ... along the row, which in a packed row is as good as counting
     anew, for rotary attention sees differences only.
 
+    A prefix LM is told by `decoder_causal_attention`, which is seqio's name of
+    it, where a prompt is: 1 from the 0 before it to its last token, else 0.
+
     Raises:
-      ValueError: the row is longer than the model's max_length.
+      ValueError: the row is longer than the model's max_length; or a prefix LM
+        is not told its prompts, or another decoder is.
     """
+    if (decoder_causal_attention is not None) != self.prefix:
+      raise ValueError(
+        "Expected decoder_causal_attention of a prefix LM, and of no other"
+        f" decoder: this one has prefix={self.prefix}."
+      )
     length = decoder_input_tokens.shape[1]
     if decoder_positions is None:
       if length > self.max_length:
@@ -110,12 +127,12 @@ class Decoder(nnx.Module):
     elif decoder_target_tokens is not None:
       real = (decoder_target_tokens != 0).astype(jnp.int32)
       segments = ambient.Segments(real, packed=False)
-    mask = jnp.tril(jnp.ones((1, length, length), bool))
-    if segments is not None:
-      # Padding is a segment too: its tokens see each other and thus something.
-      mask &= segments.ids[:, :, None] == segments.ids[:, None, :]
-    at = jnp.arange(length)
-    layout = self._layout(decoder_positions, mask, at[:, None] - at)
+    # Padding is a segment too: its tokens see each other and thus something.
+    sight = attention.Sight(
+      None if segments is None else segments.ids,
+      prefix=decoder_causal_attention > 0 if self.prefix else None,
+    )
+    layout = self._layout(decoder_positions, sight)
     x = self._embedded(decoder_input_tokens)
     with ambient.SEGMENTS(segments):
       x = self._through_blocks(x, layout)
@@ -157,11 +174,13 @@ class Decoder(nnx.Module):
     """As `decoding.Cached` says: the prompt is kept, and continued."""
     batch, length = prompts.shape
     positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
+    real = positions < lengths[:, None]
     hidden, cache = self.extend(
       prompts,
       positions,
       self.init_cache(batch, length + room),
-      real=positions < lengths[:, None],
+      real=real,
+      prefix=real if self.prefix else None,
     )
     ends = jnp.maximum(lengths - 1, 0)[:, None, None]
     return jnp.take_along_axis(hidden, ends, axis=1), lengths, cache
@@ -173,6 +192,7 @@ class Decoder(nnx.Module):
     cache: Cache,
     *,
     real: Bool[Array, "batch n"] | None = None,
+    prefix: Bool[Array, "batch n"] | None = None,
   ) -> tuple[Float[Array, "batch n d"], Cache]:
     """Hidden states of tokens that follow what the cache holds.
 
@@ -180,10 +200,11 @@ class Decoder(nnx.Module):
     of different lengths are padded on the right and need no more masking: the
     row's next token overwrites a padding slot just before it would be seen.
     `real` says to layers that ask (`ambient.SEGMENTS`) which are no padding.
+    `prefix` are tokens in the first slots that see each other.
     """
-    slots = jnp.arange(cache.keys[0].shape[1])
-    ago = positions[:, :, None] - slots
-    layout = self._layout(positions, ago >= 0, ago)
+    layout = self._layout(
+      positions, attention.Sight(at=positions, prefix=prefix)
+    )
     segments = None
     if real is not None:
       segments = ambient.Segments(real.astype(jnp.int32), packed=False)
@@ -214,20 +235,20 @@ class Decoder(nnx.Module):
       return x
     return x * jnp.asarray(self.config.embedding_scale, x.dtype)
 
-  def _layout(self, positions, mask, ago) -> Layout:
-    """Of a mask, and how many tokens before a query each slot is."""
+  def _layout(self, positions, sight) -> Layout:
+    """Of whom tokens see in blocks without a window."""
     config = self.config
 
-    def view(mask, theta, scaling):
+    def view(sight, theta, scaling):
       angles = layers.rotary(
         positions, config.head_dim, theta=theta, scaling=scaling
       )
-      return View(*angles, mask)
+      return View(*angles, sight)
 
-    whole, windowed = view(mask, config.rope_theta, config.rope_scaling), None
+    whole, windowed = view(sight, config.rope_theta, config.rope_scaling), None
     if config.windowed:
-      near = mask & (ago < config.window)
-      windowed = whole._replace(mask=near)
+      near = dataclasses.replace(sight, window=config.window)
+      windowed = whole._replace(sight=near)
       if config.local_rope_theta is not None:
         windowed = view(near, config.local_rope_theta, None)
     return Layout(positions, whole, windowed)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sira_jax import sharding
-from sira_jax.models import layers
+from sira_jax.models import attention, layers
 
 ACTIVATIONS = {
   "silu": jax.nn.silu,
@@ -109,7 +109,7 @@ class View(NamedTuple):
 
   cos: Float[Array, "#batch length 1 half"]
   sin: Float[Array, "#batch length 1 half"]
-  mask: Bool[Array, "#batch length slots"]
+  sight: attention.Sight
 
 
 class Layout(NamedTuple):
@@ -159,8 +159,8 @@ class Attention(nnx.Module):
       at = (jnp.arange(x.shape[0])[:, None], layout.positions)
       keys = past[0].at[at].set(keys.astype(past[0].dtype))
       values = past[1].at[at].set(values.astype(past[1].dtype))
-    mixed = layers.attention(
-      queries, keys, values, view.mask, scale=self.scale, cap=self.cap
+    mixed = attention.attend(
+      queries, keys, values, view.sight, scale=self.scale, cap=self.cap
     )
     return self.o_proj(mixed.reshape(*x.shape[:2], -1)), (keys, values)
 

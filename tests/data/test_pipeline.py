@@ -81,6 +81,19 @@ def test_shapes_and_types(mixture, pack):
     assert array.dtype == expected
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_prefix_is_the_inputs(mixture, pack):
+  """One token more than the inputs: they are read a token later, after a 0."""
+  (batch,) = take(1, mixture, pack=pack, prefix=True)
+  (causal,) = take(1, mixture, pack=pack)
+  prefix = batch.pop("decoder_causal_attention")
+  assert_equal(batch, causal)
+  answers = (batch["decoder_loss_weights"] > 0).astype(int)
+  real = batch["decoder_target_tokens"] != 0
+  first = answers & (np.pad(answers, ((0, 0), (1, 0)))[:, :-1] == 0)
+  np.testing.assert_array_equal(prefix, real & ((answers == 0) | first))
+
+
 def test_packed_rows_hold_the_examples_of_unpacked_ones(mixture, vocabulary):
   packed = [
     example

@@ -12,7 +12,7 @@ import pytest
 from sira_jax import decoding
 from sira_jax.adapters import methods, surgery
 from sira_jax.formats import huggingface, huggingface_writer
-from sira_jax.models import layers
+from sira_jax.models import attention, layers
 from tests.tiny_t5 import GOLDEN, error
 
 NAMES = sorted(path.name for path in (GOLDEN / "decoders").iterdir())
@@ -79,11 +79,7 @@ def test_tokens_see_their_window_alone(name):
   model, expected = golden(name)
   tokens = expected["decoder_input_tokens"][:1].astype(np.int32)
   block = model.layers[0]
-  layout = model._layout(
-    jnp.arange(24)[None],
-    jnp.tril(jnp.ones((1, 24, 24), bool)),
-    jnp.arange(24)[:, None] - jnp.arange(24),
-  )
+  layout = model._layout(jnp.arange(24)[None], attention.Sight())
   x = layers.look_up(model.embed_tokens, tokens)
   seen = jax.grad(lambda x: block(x, layout)[0][0, 20].sum())(x)
   window = model.config.window
