@@ -105,7 +105,7 @@ def _has_encoder(model, config) -> bool:
   _check_head(model, config)
   if encoder != (config.batches.targets_length is not None):
     raise ValueError(
-      f"config.base.uri is {'of an encoder' if encoder else 'a decoder'},"
+      f"config.base.uri is {'an encoder-decoder' if encoder else 'a decoder'},"
       " but config.batches.targets_length is"
       f" {config.batches.targets_length}. It is the tokens of a target beside"
       " an encoder, whose inputs have config.batches.length tokens, or the"
