@@ -104,8 +104,11 @@ def _has_encoder(model, config) -> bool:
   encoder = adapted.has_encoder(model)
   _check_head(model, config)
   if encoder != (config.batches.targets_length is not None):
+    kind = "an encoder-decoder" if encoder else "a decoder"
+    if "head" in config:
+      kind = "an encoder"
     raise ValueError(
-      f"config.base.uri is {'of an encoder' if encoder else 'a decoder'},"
+      f"config.base.uri is {kind},"
       " but config.batches.targets_length is"
       f" {config.batches.targets_length}. It is the tokens of a target beside"
       " an encoder, whose inputs have config.batches.length tokens, or the"

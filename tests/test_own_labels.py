@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from configs import own_labels
-from sira_jax import adapted, assembly, export, runs, validation
+from sira_jax import (
+  adapted,
+  assembly,
+  configuration,
+  export,
+  runs,
+  validation,
+)
 from sira_jax.data import files, mixtures, pipeline, vocabularies
 from sira_jax.formats import bases, huggingface
 from tests import tiny_encoder, tiny_run
@@ -175,6 +182,12 @@ def test_mistakes_before_anything_is_loaded(config):
   config.head.labels = ("yes", "no")
   config.head.colour = 1
   with pytest.raises(ValueError, match=r"config.head has no field colour"):
+    validation.check(config)
+  del config.head.colour
+  config.rules.blocks = configuration.rule(".*", "adamix", experts=2, rank=2)
+  validation.check(config)
+  config.head.labels = ()
+  with pytest.raises(ValueError, match="AdaMix's consistency is of two"):
     validation.check(config)
 
 

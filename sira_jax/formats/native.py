@@ -65,7 +65,7 @@ def write(
   if other or not layers:
     raise ValueError(
       "Adapter folders hold adapters, and nothing of the base: got"
-      f" {len(layers)} of them, and {len(other)} modules with trained weights"
+      f" {len(layers)} adapters, and {len(other)} modules with trained weights"
       f" of their own, such as {other[:1]}. Export the merged weights instead."
     )
   tensors, settings = {}, {}

@@ -70,3 +70,16 @@ def test_missing_predictions_are_refused(metric):
     metric(["a", "b"], ["a"])
   with pytest.raises(ValueError, match="at least one"):
     metric([], [])
+
+
+def test_pearson_by_hand():
+  """What is no number counts as the mean, 4 of 2, 4 and 6.
+
+  Less their means: (-2, 0, 2, 0) and (-1.5, -0.5, 0.5, 1.5), whose product is
+  3 + 1 = 4, of sqrt(8 * 5).
+  """
+  found = metrics.pearson(["1", "2", "3", "4"], ["2", "4", "6", "red"])
+  assert found["pearson"] == pytest.approx(400 / 40**0.5)
+  assert metrics.pearson(["1", "2"], ["3", "3"]) == {"pearson": 0.0}
+  with pytest.raises(ValueError, match="targets that are numbers"):
+    metrics.pearson(["one", "2"], ["1", "2"])
