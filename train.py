@@ -235,12 +235,9 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
     microbatches=config.training.microbatches,
   )
   # One batch a step: the position in the data is the number of the step.
+  settings = {**config.batches, "prefix": adapted.prefixed(config)}
   batches = pipeline.batches(
-    run.mixture,
-    **config.batches,
-    prefix=adapted.prefixed(config),
-    seed=config.seed + stage.number,
-    start=first,
+    run.mixture, **settings, seed=config.seed + stage.number, start=first
   )
   meta = {"base": run.base.fingerprint, "data": run.data}
   line = progress.Progress(total=total, start=first)

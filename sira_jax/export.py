@@ -224,21 +224,21 @@ def export(
     What to know of it.
 
   Raises:
-    ValueError: the method cannot be expressed so; the folder is not empty; the
-      check found other logits, or those of the base alone.
+    ValueError: the method cannot be expressed so, or a prefix LM; the folder
+      is not empty; the check found other logits, or those of the base alone.
   """
   if folder.exists() and any(folder.iterdir()):
     raise ValueError(f"{folder} is not empty. Give another --out.")
-  run = adapted.restore(config, workdir)
-  model = run.base.model
-  if pruning.remaining(model):
-    pruning.prune(model)
   if adapted.prefixed(config) and kind != "native":
     raise ValueError(
       "The run's decoder is a prefix LM (config.base.prefix), and what reads"
       f" --format={kind} is causal: its answers would be others. There is"
       " --format=native."
     )
+  run = adapted.restore(config, workdir)
+  model = run.base.model
+  if pruning.remaining(model):
+    pruning.prune(model)
   name = name or re.sub(r"^hf://", "", config.base.uri)
   prompts = export_check.prompts(model)
   expected = export_check.logits(model, prompts) if check else None

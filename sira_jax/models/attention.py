@@ -48,10 +48,10 @@ class Sight:
   Attributes:
     ids: a number of each token of a row, which sees those with its own.
     window: how many it sees at most, itself included.
-    at: which slots of a cache the tokens are in; slots before them are seen
-      whatever their ids. None if the tokens are all there is.
-    prefix: which tokens see each other in both directions; those of a cache
-      are its first.
+    at: which slots of a cache the tokens are in, which then has no ids; None if
+      the tokens are all there is.
+    prefix: which tokens see each other in both directions: those that come
+      first, in a row, of an equal number, or in a cache.
   """
 
   ids: Int[Array, "batch length"] | None = None
@@ -67,10 +67,11 @@ class Sight:
     if self.prefix is not None:
       later = slots - self.prefix.shape[1]
       seen = jnp.pad(self.prefix, ((0, 0), (0, later)))
-      mask |= self.prefix[:, :, None] & seen[:, None]
+      # What comes after a prefix sees it anyhow.
+      mask |= seen[:, None]
     if self.window is not None:
       mask &= jnp.abs(ago) < self.window
-    if self.ids is not None and self.at is None:
+    if self.ids is not None:
       mask &= self.ids[:, :, None] == self.ids[:, None, :]
     return mask
 
