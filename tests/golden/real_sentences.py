@@ -8,3 +8,8 @@ SENTENCES = (
   " encoder could not read the whole of it, from here to its very end.",
   "No.",
 )
+IN_MORE_LANGUAGES = (
+  *SENTENCES,
+  "犬は速く走る",
+  "گربه روی مبل خوابیده است",
+)

@@ -1,4 +1,4 @@
-"""A real encoder, where one is given; tests/golden/make_real_encoder.py."""
+"""Real encoders, where they are given: make_real_*.py in tests/golden."""
 
 import os
 import pathlib
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax.formats import huggingface
+from sira_jax.formats import bases, huggingface
 from tests.golden import real_sentences
 from tests.tiny_t5 import error
 
 FOLDER = os.environ.get("SIRA_JAX_ENCODER")
+E5 = os.environ.get("SIRA_JAX_E5")
 
 
 @pytest.mark.skipif(FOLDER is None, reason="SIRA_JAX_ENCODER names no folder")
@@ -38,3 +39,26 @@ def test_states_equal_transformers():
     real_sentences.SENTENCES, tokens, real, strict=True
   ):
     assert tokenizer.encode(text).ids == row[mask].tolist()
+
+
+@pytest.mark.skipif(E5 is None, reason="SIRA_JAX_E5 names no folder")
+def test_e5_equals_numpy_and_its_own_engine():
+  """Multilingual E5, as a run loads it: means of the states of each text."""
+  base = bases.load(uri=E5)
+  expected = np.load(pathlib.Path(E5) / "expected.npz")
+  texts = [f"query: {text}" for text in real_sentences.IN_MORE_LANGUAGES]
+  rows = [encoding.ids for encoding in base.tokenizer.encode_batch(texts)]
+  tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+  for row, ids in zip(tokens, rows, strict=True):
+    row[: len(ids)] = ids
+  assert 0 not in [token for row in rows for token in row]
+  base.model.pooling = "mean"
+  got = nnx.jit(lambda model, tokens: model.hidden(tokens))(base.model, tokens)
+  got = np.array(got)[:, 0]
+  wrong = error(got, expected["means"])
+  got /= np.linalg.norm(got, axis=-1, keepdims=True)
+  cosines = (got * expected["engine"]).sum(axis=-1)
+  print(f"\nE5: relative error {wrong:.2e}, cosines {cosines.round(5)}")
+  assert wrong < 2e-5
+  # The engine rounds activations to 8 bits.
+  assert cosines.min() > 0.999
