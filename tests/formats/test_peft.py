@@ -69,6 +69,10 @@ def test_one_rank_needs_no_patterns(tmp_path):
   assert config["r"] == config["lora_alpha"] == 3
   assert config["task_type"] == "CAUSAL_LM"
   assert config["base_model_name_or_path"] == "owner/name"
+  # What some readers refuse, and others ignore.
+  for name in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save"):
+    assert not config[name]
+  assert config["bias"] == "none"
 
 
 def test_nothing_to_write_is_refused(tmp_path):
