@@ -136,7 +136,7 @@ def test_what_the_check_sees(base, found, message, monkeypatch):
     folder="folder",
   )
   answers = iter([base * expected, np.float32(found) * expected])
-  monkeypatch.setattr(export_check, "fresh_base", lambda _: None)
+  monkeypatch.setattr(export_check, "fresh_base", lambda _: object())
   monkeypatch.setattr(export_check.starting, "adapt", lambda *_: None)
   monkeypatch.setattr(export_check, "logits", lambda *_: next(answers))
   if message is None:

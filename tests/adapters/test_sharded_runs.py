@@ -22,7 +22,7 @@ from sira_jax import ambient, meshes, sharding
 from sira_jax.adapters import adapter as adapter_lib
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import Trainable
-from sira_jax.models import decoder
+from sira_jax.models import attention, decoder
 from sira_jax.training import optimizers, proximal
 from sira_jax.training import step as training
 from tests import tiny
@@ -257,12 +257,11 @@ def through_blocks(rules):
     if rules:
       surgery.adapt(model, rules, rngs=nnx.Rngs(1))
     graph, trainable, rest = nnx.split(model, Trainable, ...)
-    mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
 
     def loss(trainable, x, rest):
       model = nnx.merge(graph, trainable, rest)
       x = sharding.constrain(x, "batch", "length", None)
-      layout = model._layout(jnp.arange(LENGTH)[None], mask)
+      layout = model._layout(jnp.arange(LENGTH)[None], attention.Sight())
       with ambient.DROPOUT_KEY(jax.random.key(0)):
         for block in model.layers:
           x, _ = block(x, layout)

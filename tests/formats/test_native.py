@@ -71,7 +71,7 @@ def test_pruned_layers_round_trip(tmp_path):
 
 
 def test_models_without_adapters_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="got 0 of them, and 0 modules"):
+  with pytest.raises(ValueError, match="got 0 adapters, and 0 modules"):
     native.write(tmp_path, tiny.base(), base=BASE)
   model = tiny.base()
   full = tiny.methods.create("full")
