@@ -107,7 +107,6 @@ def _einsum(layer: nnx.Einsum) -> Fold:
   ins = [letter for letter in x if letter in kernel and letter not in output]
   outs = [letter for letter in output if letter not in x]
   free = [letter for letter in x if letter not in ins]
-  letters = [*x, *kernel]
   plain = (
     "." not in layer.einsum_str
     and len(set(x)) == len(x)
@@ -119,8 +118,8 @@ def _einsum(layer: nnx.Einsum) -> Fold:
   )
   if not plain:
     raise ValueError(
-      f"{layer.einsum_str!r} is not the last axes of {letters[: len(x)]} times"
-      " one weight, with the axes of its own last"
+      f"{layer.einsum_str!r} is not the last axes of {x} times one weight, with"
+      " the axes of its own last"
     )
   order = tuple(kernel.index(letter) for letter in ins + outs)
   shape = layer.kernel[...].shape
