@@ -49,8 +49,6 @@ from sira_jax.formats import (
   sources,
 )
 
-ROUTERS = "routers.safetensors"
-
 
 @dataclasses.dataclass(frozen=True)
 class Export:
@@ -151,10 +149,10 @@ def write_experts(export: Export) -> str:
       by_expert.setdefault(expert, {})[path] = pair
   for expert, pairs in sorted(by_expert.items()):
     rank = export.write_pairs(export.folder / f"expert_{expert}", pairs)
-  safetensors_file.write(export.folder / ROUTERS, routers)
+  safetensors_file.write(export.folder / export_check.ROUTERS, routers)
   return (
     f"{len(by_expert)} folders, each with an expert at weight 1, and"
-    f" {ROUTERS}. {_served(rank)}"
+    f" {export_check.ROUTERS}. {_served(rank)}"
   )
 
 

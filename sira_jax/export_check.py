@@ -13,6 +13,7 @@ from sira_jax import adapted, sharding, starting
 from sira_jax.adapters import surgery
 from sira_jax.formats import bases, huggingface, native, peft
 
+ROUTERS = "routers.safetensors"  # beside the folders of experts
 ROWS, LENGTH = 2, 48
 # Of the largest logit, by the base's dtype.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -108,7 +109,7 @@ def fresh_base(config: ml_collections.ConfigDict) -> nnx.Module:
 def _check_experts(export):
   """Every expert and every router is what the run has, bit for bit."""
   model, folder = export.model, export.folder
-  routers = safetensors.load_file(folder / "routers.safetensors")
+  routers = safetensors.load_file(folder / ROUTERS)
   layers = {
     huggingface.module_name(model, path): layer.adapter
     for path, layer in surgery.adapted(model).items()
