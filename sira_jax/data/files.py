@@ -23,7 +23,8 @@ import re
 import string
 from typing import Any, NamedTuple
 
-from sira_jax.data import examples, metrics, seqio_rows, tables, tasks
+from sira_jax import metrics
+from sira_jax.data import examples, seqio_rows, tables, tasks
 
 BAD_ROWS = ("error", "skip")
 _LISTED = 5

@@ -15,12 +15,12 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from sira_jax import metrics
 from sira_jax.data import (
   dates,
   examples,
   intents,
   languages,
-  metrics,
   vocabularies,
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric functions for seqio, in percent."""
+"""Metric functions of targets and predictions, as seqio's, in percent."""
 
 import collections
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from sira_jax.data import metrics
+from sira_jax import metrics
 
 TARGETS = ["HassTurnOn(area=x)", "HassTurnOff(name=y)", "A()", "B(c=1)"]
 PREDICTIONS = ["HassTurnOn(area=x)", "HassTurnOff(name=z)", "A(", "C(c=1)"]
