@@ -3,6 +3,7 @@
 
     python -m benchmarks.execution           # minutes
     python -m benchmarks.execution --quick
+    python -m benchmarks.execution --large   # bfloat16, for an accelerator
 
 One adapted layer d -> d: its forward pass, and that with the gradients of x
 and of what is trained. LoRA has the mixture's total rank, and the rank that one
@@ -20,6 +21,7 @@ import time
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from sira_jax import ambient
 from sira_jax.adapters import methods, surgery
@@ -43,6 +45,7 @@ class Setting:
     rank: of each expert.
     k: experts a token is sent to.
     capacity_factor: see `routers.TopK`; None for no limit.
+    dtype: of the frozen kernel and of x; adapters are float32.
   """
 
   rows: int
@@ -52,12 +55,13 @@ class Setting:
   rank: int
   k: int
   capacity_factor: float | None = 1.25
+  dtype: str = "float32"
 
   def __str__(self):
     limit = self.capacity_factor or "no limit"
     return (
       f"{self.rows} x {self.length}, d {self.d}, {self.experts} experts of rank"
-      f" {self.rank}, k {self.k}, {limit}"
+      f" {self.rank}, k {self.k}, {limit}, {self.dtype}"
     )
 
 
@@ -72,6 +76,17 @@ SETTINGS = (
   dataclasses.replace(_MIDDLE, experts=64, rank=16, k=2),
   dataclasses.replace(_MIDDLE, capacity_factor=None),
   dataclasses.replace(_MIDDLE, experts=64, rank=16, k=2, capacity_factor=None),
+)
+
+_LARGE = Setting(
+  rows=16, length=1024, d=4096, experts=16, rank=4, k=4, dtype="bfloat16"
+)
+# Large enough that starting a program is no part of its time.
+LARGE = (
+  _LARGE,
+  dataclasses.replace(_LARGE, capacity_factor=None),
+  dataclasses.replace(_LARGE, experts=64, rank=16, k=2),
+  dataclasses.replace(_LARGE, experts=8, rank=8, k=2, capacity_factor=None),
 )
 
 
@@ -100,7 +115,9 @@ def programs(
   setting: Setting, factory: methods.Factory
 ) -> Iterator[tuple[jax.stages.Compiled, tuple]]:
   """The compiled passes of one adapted layer, each with its arguments."""
-  model = nnx.List([nnx.Linear(setting.d, setting.d, rngs=nnx.Rngs(0))])
+  dtype, d = jnp.dtype(setting.dtype), setting.d
+  layer = nnx.Linear(d, d, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+  model = nnx.List([layer])
   surgery.adapt(model, [surgery.Rule("0", factory)], rngs=nnx.Rngs(1))
   b = model[0].adapter.B
   b[...] = jax.random.normal(jax.random.key(2), b.shape)
@@ -115,7 +132,7 @@ def programs(
     return y, back(dy)
 
   shape = (setting.rows, setting.length, setting.d)
-  x, dy = (jax.random.normal(jax.random.key(n), shape) for n in (3, 4))
+  x, dy = (jax.random.normal(jax.random.key(n), shape, dtype) for n in (3, 4))
   given = (trainable, x, rest, jax.random.key(5))
   for function, arguments in ((forward, given), (both, (*given, dy))):
     yield jax.jit(function).lower(*arguments).compile(), arguments
@@ -192,8 +209,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
+  sizes = parser.add_mutually_exclusive_group()
+  sizes.add_argument(
     "--quick", action="store_true", help="one small setting, three rounds"
+  )
+  sizes.add_argument(
+    "--large", action="store_true", help="for an accelerator, in bfloat16"
   )
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument(
@@ -201,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   given = parser.parse_args(arguments)
   rows = []
-  for setting in QUICK if given.quick else SETTINGS:
+  settings = QUICK if given.quick else LARGE if given.large else SETTINGS
+  for setting in settings:
     print(f"{setting} ...", flush=True)
     rows += measure(setting, rounds=3 if given.quick else given.rounds)
     given.out.parent.mkdir(parents=True, exist_ok=True)
