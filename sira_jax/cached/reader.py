@@ -11,12 +11,20 @@ import sys
 from typing import Any
 
 from etils import epath
-import grain
 import numpy as np
 
 from sira_jax import lengths as lengths_lib
 from sira_jax import run_data
 from sira_jax.cached import features, layout, matching, order, packing
+
+try:
+  import grain
+except ModuleNotFoundError as error:
+  raise ModuleNotFoundError(
+    f"A cache is read by grain, and {error.name} is not installed. Install the"
+    ' cache extra: pip install "sira_jax[cache]"',
+    name=error.name,
+  ) from error
 
 # Batches that are made before they are asked for.
 _AHEAD = 4

@@ -1,13 +1,16 @@
 """The command that writes a cache: once, whole, and only what can be read."""
 
 import dataclasses
+import itertools
+import json
 
 import pytest
 
+from configs import own_labels
 from sira_jax import assembly
 from sira_jax.cached import layout, reader
 from sira_jax.data import cache, tasks
-from tests import tiny_run, tiny_t5
+from tests import tiny_encoder, tiny_run, tiny_t5
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,64 @@ def test_an_encoder_decoder(tmp_path, pack):
   assert len(whole) == entry.examples
   other = pairs_of(streamed, batches)
   assert other <= whole and len(other) > len(whole) / 2
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_head(tmp_path, numbers):
+  """Labels, or numbers, of a packed encoder; from a file of one's own."""
+  rows = [
+    {"text": f"w{i} {word} w{i % 7}", "label": label, "grade": str(grade)}
+    for i in range(20)
+    for word, label, grade in (("good", "yes", 1.5), ("bad", "no", -1.5))
+  ]
+  (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  found = own_labels.get_config()
+  target = "{grade}" if numbers else "{label}"
+  metrics = ("pearson",) if numbers else ("accuracy", "macro_f1")
+  found.update_from_flattened_dict(
+    {
+      "base.uri": str(tiny_encoder.folder(tmp_path / "base")),
+      "files.own.path": str(tmp_path / "rows.jsonl"),
+      "files.own.targets": target,
+      "files.own.metrics": metrics,
+      "head.labels": () if numbers else ("no", "yes"),
+      "batches.length": 32,
+      "batches.targets_length": 4,
+      "batches.batch_size": 4,
+      "batches.pack": True,
+    }
+  )
+  streamed = assembly.build(found, tmp_path).data
+  cache.write(found, str(tmp_path / "cache"))
+  (tmp_path / "rows.jsonl").unlink()  # the cache is all there is to read
+  found.cache.folder = str(tmp_path / "cache")
+  read = assembly.build(found, tmp_path).data
+  assert read.sets == streamed.sets
+  texts = [texts_of(data, numbers) for data in (read, streamed)]
+  (entry,) = read.train
+  assert texts[0] == texts[1] and len(texts[0]) == entry.examples
+  assert {target for _, target in texts[0]} == (
+    {1.5, -1.5} if numbers else {0, 1}
+  )
+  found.head.labels = ("yes", "no")
+  with pytest.raises(ValueError, match=r"config.head.labels: "):
+    assembly.prepare(found)
+
+
+def texts_of(data, numbers):
+  """The texts in some batches, each with its target."""
+  name = "decoder_target_values" if numbers else "decoder_target_tokens"
+  found, batches = set(), data.batches(0, 0)
+  for batch in itertools.islice(batches, 30):
+    assert set(batch) == {
+      *("encoder_input_tokens", "encoder_segment_ids", "encoder_positions"),
+      *("decoder_loss_weights", name),
+    }
+    for row, ids in enumerate(batch["encoder_input_tokens"]):
+      for number in range(int(batch["decoder_loss_weights"][row].sum())):
+        at = batch["encoder_segment_ids"][row] == number + 1
+        found.add((tuple(ids[at].tolist()), batch[name][row][number].item()))
+  return found
 
 
 def pairs_of(data, count):
