@@ -122,6 +122,7 @@ def train_and_score(config, workdir) -> None:
     before = _BEFORE.value and runs.before(pathlib.Path(_BEFORE.value), config)
     run = assembly.build(config, workdir)
     begun = starting.begin(run.base.model, **config.get("start", {}))
+    runs.check_data(workdir, run.data.fingerprint, keep=False)
     # Only now, so that a config that fails leaves nothing behind.
     runs.open_workdir(workdir, config)
     runs.check_data(workdir, run.data.fingerprint, keep=True)
