@@ -34,6 +34,20 @@ _IDS = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _CHUNK = 2**24
 
 
+def place(folder: str) -> epath.Path:
+  """A cache's folder.
+
+  Raises:
+    ValueError: it is in cloud storage.
+  """
+  if "://" in str(folder):
+    raise ValueError(
+      f"Expected a cache in a folder on a disk of this machine, got {folder}:"
+      " array_record opens no other. Copy it between there and a disk."
+    )
+  return epath.Path(folder).expanduser()
+
+
 def ids_type(vocabulary_size: int) -> str:
   """The smaller of "uint16" and "uint32" that has all ids."""
   return "uint16" if vocabulary_size <= 2**16 else "uint32"

@@ -60,7 +60,7 @@ def opened(*, folder: str | None = None) -> Cache | None:
   """
   if not folder:
     return None
-  path = epath.Path(folder).expanduser()
+  path = layout.place(folder)
   manifest = layout.load(path)
   train = tuple(run_data.Entry(**one) for one in manifest["train"])
   found = [layout.read_lengths(path, entry).T for entry in train]

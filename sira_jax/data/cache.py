@@ -65,12 +65,7 @@ def write(config: ml_collections.ConfigDict, out: str, *, jobs: int = 1) -> str:
   """
   config = ml_collections.ConfigDict(config.to_dict())
   config.cache = dict(folder=None)
-  target = epath.Path(out).expanduser()
-  if "://" in str(out):
-    raise ValueError(
-      f"Expected a folder on a disk of this machine, got {out}: array_record"
-      " opens no other. Write it here and copy it there."
-    )
+  target = layout.place(out)
   if target.exists() and not (target / layout.MANIFEST).exists():
     raise ValueError(f"{target} is there and is no cache. Give another --out.")
   validation.check(config)
