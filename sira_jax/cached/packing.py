@@ -2,8 +2,8 @@
 """Which examples share a row: as many as follow one another and fit.
 
 Where row r begins depends on all before it, of which nothing but the lengths is
-needed. They are added up in numpy, some millions of examples a second, so that
-a run that goes on finds its place without reading what it has seen.
+needed. They are added up in numpy, about a million examples a second, so that a
+run that goes on finds its place without reading what it has seen.
 """
 
 from collections.abc import Callable

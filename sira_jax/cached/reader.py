@@ -158,8 +158,8 @@ def batches(
   Their features are those of `data.pipeline.batches`, which has them in
   another order; see `order` and `packing`. Examples that are left out have no
   part in the rates. Batch n depends on the cache and the settings but `start`
-  only, which costs next to nothing: for packed rows, a second for some millions
-  of examples.
+  only, which costs next to nothing; for packed rows, about a second for each
+  million of examples.
 
   Args:
     cache: what to train on.
