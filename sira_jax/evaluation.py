@@ -17,7 +17,7 @@ Scores = Mapping[str, float]
 
 
 class EvaluationSet(Protocol):
-  """Examples of one task in one language, as the data room gives them."""
+  """Examples of one task in one language, as `run_data` has them."""
 
   task: str
   language: str
