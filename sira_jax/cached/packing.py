@@ -42,6 +42,7 @@ class Packed:
     """Adds the rows that the next examples fill."""
     first = self._begin[-1]
     sizes = self._sizes(first, first + self._step)
+    assert (sizes <= self._limits).all()  # or no row would ever take it
     following = np.full(len(sizes), len(sizes))
     for column, limit in zip(sizes.T, self._limits, strict=True):
       total = np.concatenate([[0], np.cumsum(column)])
