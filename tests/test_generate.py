@@ -41,7 +41,7 @@ def _leave_run(config, workdir):
   optimizer, _ = assembly.optimizer(config, run.stages[0])
   state = training.init(run.base.model, optimizer, seed=0)
   with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-    meta = {"base": run.base.fingerprint, "data": run.data}
+    meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
     saved.save(state, step=2, meta=meta)
   runs.write(workdir / "config.json", configuration.as_json(config))
   _, predictions = assembly.score(run, config, sets=run.data.sets)

@@ -27,6 +27,7 @@ def base(tmp_path_factory):
 def printed_by_eval(workdir, monkeypatch, capsys):
   capsys.readouterr()
   values = {"_WORKDIR": str(workdir), "_FSDP": None, "_TENSOR": None}
+  values["_CACHE"] = None
   for flag, value in values.items():
     given = types.SimpleNamespace(value=value)
     monkeypatch.setattr(evaluation, flag, given)
