@@ -230,12 +230,18 @@ def test_collectives_are_found():
 
 
 def test_rows_apart_exchange_the_gradients_alone():
-  """Each array's gradient once, and numbers; whatever the length."""
+  """Each array's gradient once, and numbers; whatever the length.
+
+  Those of A and of the router are one product, and travel together.
+  """
   own = run("sira", "data")
   found = collectives(own.text)
-  sizes = collections.Counter(
-    leaf.size for leaf in jax.tree.leaves(own.states[0])
-  )
+  leaves, _ = jax.tree_util.tree_flatten_with_path(own.states[0])
+  sizes = collections.Counter()
+  for path, leaf in leaves:
+    site = jax.tree_util.keystr(path).split("['adapter']")[0]
+    sizes[site, "'B'" in jax.tree_util.keystr(path)] += leaf.size
+  sizes = collections.Counter(sizes.values())
   assert len(sizes) > 3
   numbers = found.pop(("all-reduce", 1))
   assert found == {("all-reduce", size): n for size, n in sizes.items()}
