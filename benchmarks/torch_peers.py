@@ -157,6 +157,7 @@ def step(
   (autocast), and AdamW is the fused one on a GPU.
   """
   model.train()
+  torch.set_float32_matmul_precision("high")
   first = next(model.parameters())
   device, low = first.device, first.dtype != torch.float32
   trained = [p for p in model.parameters() if p.requires_grad]

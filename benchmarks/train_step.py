@@ -17,7 +17,7 @@ ratio the median of each round's, to LoRA of the mixture's total rank.
               is theirs ("added")
     lora, sira, molora, sora    methods of one total rank (16 x 4 by default)
     dispatch, gather            SiRA with that execution
-    peft, "peft, compiled"      transformers' Llama with PEFT's LoRA of that rank
+    peft, "peft, compiled"      PEFT's LoRA of that rank, on transformers' Llama
     loops, dense                mixtures in PyTorch; see `torch_peers`
 
 "utilisation" is of the FLOPs of the base's products alone (see
@@ -98,9 +98,9 @@ PRESETS = {
     plan=True,
   ),
   "quick": Preset(
-    Setting("tiny", rows=2, length=16),
-    shares=(1.0, 0.5),
-    programs=(*_METHODS, "dispatch"),
+    Setting("tiny", rows=2, length=16, layers=1),
+    shares=(0.5,),
+    programs=("sira", "forward", "frozen", "lora", "dispatch"),
     rounds=2,
     side=64,
     plan=True,
@@ -128,12 +128,19 @@ class Program:
   planned: int | None = None
 
 
-def build(setting: Setting, settings: Mapping[str, Mapping], *, workers: int):
+def build(
+  setting: Setting,
+  settings: Mapping[str, Mapping],
+  *,
+  plan: bool = False,
+  workers: int = 1,
+) -> dict[str, Program]:
   """Our programs, compiled, by name; and each one's first step is taken.
 
   Args:
     setting: the model and the batch.
     settings: name -> a method's; empty for "forward" and "frozen".
+    plan: whether to plan SiRA's step, too.
     workers: threads that compile.
   """
   model = step_programs.base(setting)
@@ -152,11 +159,17 @@ def build(setting: Setting, settings: Mapping[str, Mapping], *, workers: int):
     return step, took
 
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    planned = None
+    if plan and "sira" in settings:
+      planned = pool.submit(step_programs.planned, setting, settings["sira"])
     found = dict(zip(settings, pool.map(one, settings), strict=True))
-  return {
+  programs = {
     name: Program(step, took, step.temporary, _peak(step))
     for name, (step, took) in found.items()
   }
+  if planned is not None:
+    programs["sira"].planned = planned.result().total
+  return programs
 
 
 def _peak(step) -> int | None:
@@ -360,10 +373,8 @@ def run(
   accelerated = jax.default_backend() != "cpu"
   for setting, settings in tables(preset, experts, lengths):
     print(f"\n{setting} ...", flush=True)
-    programs = build(setting, settings, workers=4 if accelerated else 1)
-    if preset.plan and "sira" in programs:
-      planned = step_programs.planned(setting, settings["sira"])
-      programs["sira"].planned = planned.total
+    workers = 4 if accelerated else 1
+    programs = build(setting, settings, plan=preset.plan, workers=workers)
     others = [n for n in preset.programs if n.partition(",")[0] in _OTHERS]
     if setting.share == 1.0 and len(experts) == 1:
       programs |= peers(setting, others, experts[0])
