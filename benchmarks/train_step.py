@@ -89,7 +89,7 @@ PRESETS = {
     rounds=7,
   ),
   "gpu": Preset(
-    Setting("1b", rows=16, length=1024, dtype="bfloat16"),
+    Setting("1b", rows=8, length=1024, dtype="bfloat16"),
     shares=(1.0,),
     programs=("sira", "frozen", "lora", "molora", "peft", "peft, compiled"),
     rounds=5,
@@ -370,10 +370,9 @@ def run(
   """All tables, printed as they come; the rows are in `out`, too."""
   rows, about = [], here()
   print(json.dumps(about))
-  accelerated = jax.default_backend() != "cpu"
+  workers = min(4, max(1, os.cpu_count() // 2))
   for setting, settings in tables(preset, experts, lengths):
     print(f"\n{setting} ...", flush=True)
-    workers = 4 if accelerated else 1
     programs = build(setting, settings, plan=preset.plan, workers=workers)
     others = [n for n in preset.programs if n.partition(",")[0] in _OTHERS]
     if setting.share == 1.0 and len(experts) == 1:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient, sharding
 from sira_jax.adapters import capacity as capacity_lib
-from sira_jax.adapters import draws, top_k
+from sira_jax.adapters import draws, products, top_k
 from sira_jax.adapters import groups as groups_lib
 from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Seed
 
@@ -214,20 +214,17 @@ class Router(nnx.Module):
     """
     settings, groups = self.settings, groups_lib.of_batch(*x.shape[:2])
     by_example = settings.level == "example"
-    tokens = x.astype(jnp.float32)
+    tokens = x
     if by_example:
       if ambient.DECODING.get():
         raise ValueError(
           'level="example" routes by the mean of a whole example, and decoding'
           ' sees it token by token: use level="token".'
         )
-      tokens = groups.example_mean(tokens)
-    # Accelerators would round float32 operands by default.
-    logits = jnp.matmul(
-      tokens.reshape(-1, tokens.shape[-1]),
-      self.kernel[...],
-      precision=jax.lax.Precision.HIGHEST,
-    ).reshape(*tokens.shape[:-1], -1)
+      tokens = groups.example_mean(x.astype(jnp.float32))
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    logits = products.exact(flat, self.kernel[...])
+    logits = logits.reshape(*tokens.shape[:-1], -1)
     logits = jnp.broadcast_to(logits, (*x.shape[:-1], logits.shape[-1]))
     # Whole for each token, who compares all experts, wherever these live.
     logits = sharding.constrain(logits, "batch", "length", None)
