@@ -43,69 +43,14 @@ import flax
 import jax
 
 from benchmarks import step_programs
+from benchmarks.step_presets import PRESETS, Preset
 from benchmarks.step_programs import Setting
 
 ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = "lora"
 TOTAL = 64
 _PRODUCT = "product"
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-  """Settings that belong together; flags change them.
-
-  Attributes:
-    setting: the model and the batch.
-    shares: of positions with a target, one table each.
-    programs: what is measured.
-    rounds: of turns.
-    steps: of a turn, sent off one after another.
-    side: of the matrices of the large product.
-    plan: whether to compare SiRA's memory with `sira_jax.plan`.
-  """
-
-  setting: Setting
-  shares: tuple[float, ...]
-  programs: tuple[str, ...]
-  rounds: int
-  steps: int = 1
-  side: int = 2048
-  plan: bool = False
-
-
-_METHODS = ("forward", "frozen", "lora", "sira", "molora", "sora")
-PRESETS = {
-  "cpu": Preset(
-    Setting("135m", rows=8, length=64),
-    shares=(1.0, 0.4),
-    programs=(*_METHODS, "peft", "loops", "dense"),
-    rounds=10,
-  ),
-  "cpu-long": Preset(
-    Setting("135m", rows=2, length=512),
-    shares=(1.0,),
-    programs=("frozen", "lora", "sira", "dispatch", "gather", "peft"),
-    rounds=7,
-  ),
-  "gpu": Preset(
-    Setting("1b", rows=8, length=1024, dtype="bfloat16"),
-    shares=(1.0,),
-    programs=("sira", "frozen", "lora", "molora", "peft", "peft, compiled"),
-    rounds=5,
-    steps=4,
-    side=8192,
-    plan=True,
-  ),
-  "quick": Preset(
-    Setting("tiny", rows=2, length=16, layers=1),
-    shares=(0.5,),
-    programs=("sira", "forward", "frozen", "lora", "dispatch"),
-    rounds=2,
-    side=64,
-    plan=True,
-  ),
-}
+_PEERS = ("peft", "loops", "dense")
 
 
 @dataclasses.dataclass
@@ -374,7 +319,7 @@ def run(
   for setting, settings in tables(preset, experts, lengths):
     print(f"\n{setting} ...", flush=True)
     programs = build(setting, settings, plan=preset.plan, workers=workers)
-    others = [n for n in preset.programs if n.partition(",")[0] in _OTHERS]
+    others = [n for n in preset.programs if n.partition(",")[0] in _PEERS]
     if setting.share == 1.0 and len(experts) == 1:
       programs |= peers(setting, others, experts[0])
     found = measure(
@@ -393,9 +338,6 @@ def run(
   return rows
 
 
-_OTHERS = ("peft", "loops", "dense")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
   """Reads the command line."""
   parser = argparse.ArgumentParser(
@@ -412,9 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--programs", type=lambda text: tuple(text.split("+")), help="joined by +"
   )
-  for name in ("rounds", "steps"):
-    parser.add_argument(f"--{name}", type=int)
-  for name in ("rows", "layers"):
+  for name in ("rounds", "steps", "rows", "layers"):
     parser.add_argument(f"--{name}", type=int)
   parser.add_argument("--modules", type=many(str))
   parser.add_argument("--scan", action=argparse.BooleanOptionalAction)
