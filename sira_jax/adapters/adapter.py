@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sira_jax.adapters import execution as executions
-from sira_jax.adapters import projection, routers
+from sira_jax.adapters import products, routers
 from sira_jax.adapters.variables import (
   AdapterParam,
   Axes,
@@ -229,7 +229,7 @@ class Adapter(nnx.Module):
     if self.router is None:
       y = executions.rank_space(tokens, experts, weights=None)
     elif self.factory.projects:
-      z, logits = projection.project(
+      z, logits = products.beside(
         tokens.reshape(-1, tokens.shape[-1]),
         experts.down,
         self.router.kernel[...],

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient, sharding
 from sira_jax.adapters import capacity as capacity_lib
-from sira_jax.adapters import draws, top_k
+from sira_jax.adapters import draws, products, top_k
 from sira_jax.adapters import groups as groups_lib
 from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Seed
 
@@ -239,20 +239,17 @@ class Router(nnx.Module):
     return route(logits, settings, groups=groups, keep=keep, k=k)
 
   def _logits(self, x, groups):
-    tokens = x.astype(jnp.float32)
+    tokens = x
     if self.settings.level == "example":
       if ambient.DECODING.get():
         raise ValueError(
           'level="example" routes by the mean of a whole example, and decoding'
           ' sees it token by token: use level="token".'
         )
-      tokens = groups.example_mean(tokens)
-    # Accelerators would round float32 operands by default.
-    logits = jnp.matmul(
-      tokens.reshape(-1, tokens.shape[-1]),
-      self.kernel[...],
-      precision=jax.lax.Precision.HIGHEST,
-    ).reshape(*tokens.shape[:-1], -1)
+      tokens = groups.example_mean(x.astype(jnp.float32))
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    logits = products.exact(flat, self.kernel[...])
+    logits = logits.reshape(*tokens.shape[:-1], -1)
     return jnp.broadcast_to(logits, (*x.shape[:-1], logits.shape[-1]))
 
 

@@ -281,20 +281,19 @@ def through_blocks(rules):
 def test_tensor_parallel_adapters_add_sums_over_ranks_alone():
   """The base sums [batch length d] alone, as often as it does without them.
 
-  A site adds one sum of [batch length experts * rank], of x A where d is
-  divided and of dy B^T where f is; and where d is divided one of the router's
-  logits, [batch length experts]. Each is a 1 / d part of a sum of the base's,
-  times experts * rank or experts.
+  A site adds one sum: where f is divided of dy B^T, [batch length experts *
+  rank]; where d is, of x A with the router's logits, which are experts more.
+  Each is a 1 / d part of a sum of the base's, times these.
   """
-  tokens, sites = ROWS * LENGTH, 2 * CONFIG.layers
+  tokens, ranks = ROWS * LENGTH, SIRA.experts * SIRA.rank
   plain = through_blocks([])
   assert set(plain) == {("all-reduce", tokens * CONFIG.d_model)}
   assert plain.total() <= 7 * CONFIG.layers
   adapted = through_blocks(RULES["sira"])
   assert adapted == plain + collections.Counter(
     {
-      ("all-reduce", tokens * SIRA.experts * SIRA.rank): sites,
-      ("all-reduce", tokens * SIRA.experts): sites // 2,
+      ("all-reduce", tokens * ranks): CONFIG.layers,
+      ("all-reduce", tokens * (ranks + SIRA.experts)): CONFIG.layers,
     }
   )
 
