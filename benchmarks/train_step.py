@@ -9,7 +9,8 @@
 
 Forward, loss, backward, clipping and AdamW of the adapters, on random weights
 of the real shapes. Programs take turns, round by round; a time is a median, a
-ratio the median of each round's, to LoRA of the mixture's total rank.
+ratio the median of each round's, to LoRA of the mixture's total rank. "cores"
+is the time of all cores (of the host), which other processes disturb less.
 
     forward   the base's loss, without a gradient
     frozen    a step that runs all of the base, forward and backward, and trains
@@ -168,15 +169,19 @@ def peers(
 
 def turns(
   runs: Mapping[str, Callable[[int], object]], *, rounds: int, steps: int
-) -> dict[str, list[float]]:
-  """Seconds a step of each run in each round."""
-  times = {name: [] for name in runs}
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+  """Seconds of each run's step in each round: on the clock, and of all cores.
+
+  The latter is what a machine that others use, too, can still tell.
+  """
+  clock, cores = ({name: [] for name in runs} for _ in range(2))
   for _ in range(rounds):
     for name, run in runs.items():
-      begun = time.perf_counter()
+      begun, busy = time.perf_counter(), time.process_time()
       run(steps)
-      times[name].append((time.perf_counter() - begun) / steps)
-  return times
+      clock[name].append((time.perf_counter() - begun) / steps)
+      cores[name].append((time.process_time() - busy) / steps)
+  return clock, cores
 
 
 def measure(
@@ -191,7 +196,8 @@ def measure(
   product, flops = step_programs.matmul(setting.dtype, side, times=4)
   product()
   runs = {name: program.run for name, program in programs.items()}
-  times = turns({**runs, _PRODUCT: product}, rounds=rounds, steps=steps)
+  runs[_PRODUCT] = product
+  times, cores = turns(runs, rounds=rounds, steps=steps)
   peak = flops / statistics.median(times.pop(_PRODUCT))
   base, frozen = step_programs.step_flops(setting), times.get("frozen")
   rows = []
@@ -204,6 +210,10 @@ def measure(
       "tokens_a_second": setting.tokens / seconds,
       "ratio": _median(lambda a, b: a / b, own, times.get(REFERENCE)),
       "added_seconds": _median(lambda a, b: a - b, own, frozen),
+      "core_seconds": statistics.median(cores[name]),
+      "core_ratio": _median(
+        lambda a, b: a / b, cores[name], cores.get(REFERENCE)
+      ),
       "product_flops_a_second": peak,
     }
     if name != "forward":
@@ -227,6 +237,7 @@ def _median(function, own, others):
 COLUMNS = {
   "ms": ("seconds", 1e3, ".1f"),
   "/ lora": ("ratio", 1, ".3f"),
+  "cores: / lora": ("core_ratio", 1, ".3f"),
   "tokens/s": ("tokens_a_second", 1, ",.0f"),
   "added ms": ("added_seconds", 1e3, ".1f"),
   "temporary MiB": ("temporary", 2**-20, ",.0f"),
