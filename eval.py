@@ -31,6 +31,9 @@ _TENSOR = flags.DEFINE_integer(
   None,
   "Instead of the run's config.mesh.tensor; data then has all that is left.",
 )
+_CACHE = flags.DEFINE_string(
+  "cache", None, "Instead of the run's config.cache.folder."
+)
 distributed.define_flags()
 
 
@@ -42,6 +45,8 @@ def main(argv):
     process.refuse_arguments(argv)
     config = runs.load_config(workdir)
     adapted.lay_out_anew(config, fsdp=_FSDP.value, tensor=_TENSOR.value)
+    if _CACHE.value is not None:
+      config.cache = dict(folder=_CACHE.value)
     validation.check(config)
     mesh, rules = adapted.layout(config)
   with sharding.use(mesh, rules):
@@ -52,7 +57,7 @@ def score(config, workdir):
   """config -> model -> adapters -> restore -> decode -> table."""
   with process.user_errors():
     run = assembly.build(config, workdir)
-    runs.check_data(workdir, run.data, keep=False)
+    runs.check_data(workdir, run.data.fingerprint, keep=False)
     stage, step = stages.restore(
       run.base.model, workdir, run.stages, base=run.base.fingerprint
     )
@@ -60,7 +65,7 @@ def score(config, workdir):
   print(assembly.describe(run, config))
   where = f"stage {stage.number}, " if len(run.stages) > 1 else ""
   print(f"workdir   {workdir}, {where}step {step}\n", flush=True)
-  after, _ = assembly.score(run, config, sets=run.sets)
+  after, _ = assembly.score(run, config, sets=run.data.sets)
   print(evaluation.table(before, after))
 
 

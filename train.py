@@ -47,7 +47,6 @@ from sira_jax import (
   validation,
 )
 from sira_jax.adapters import allocation, pruning
-from sira_jax.data import pipeline
 from sira_jax.training import step as training
 
 configuration.let_flags_say_none()
@@ -123,9 +122,10 @@ def train_and_score(config, workdir) -> None:
     before = _BEFORE.value and runs.before(pathlib.Path(_BEFORE.value), config)
     run = assembly.build(config, workdir)
     begun = starting.begin(run.base.model, **config.get("start", {}))
+    runs.check_data(workdir, run.data.fingerprint, keep=False)
     # Only now, so that a config that fails leaves nothing behind.
     runs.open_workdir(workdir, config)
-    runs.check_data(workdir, run.data, keep=True)
+    runs.check_data(workdir, run.data.fingerprint, keep=True)
     start = restore(run, config, workdir, run.stages[0])
   print(assembly.describe(run, config))
   if begun:
@@ -175,7 +175,7 @@ def restore(run, config, workdir, stage) -> training.TrainState | None:
     found = saved.restore(
       state,
       base=run.base.fingerprint,
-      data=run.data,
+      data=run.data.fingerprint,
       logged=int(
         distributed.agreed(str(metrics_log.logged(folder / "metrics.jsonl")))
       ),
@@ -202,7 +202,7 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
   def read(text):
     found = evaluation.loads(text)
     names = [(one.task, one.language) for one in found]
-    if names != [(one.task, one.language) for one in run.sets]:
+    if names != [(one.task, one.language) for one in run.data.sets]:
       raise ValueError("it has not the scores of this run's evaluation sets")
     return found
 
@@ -213,7 +213,7 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
   if results is None:
     print("\nEvaluating before training ...", flush=True)
     begun = time.monotonic()
-    results, _ = assembly.score(run, config, sets=run.sets)
+    results, _ = assembly.score(run, config, sets=run.data.sets)
     runs.write(file, evaluation.dumps(results))
     print(f"took {progress.duration(time.monotonic() - begun)}")
   return results
@@ -235,11 +235,8 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
     microbatches=config.training.microbatches,
   )
   # One batch a step: the position in the data is the number of the step.
-  settings = {**config.batches, "prefix": adapted.prefixed(config)}
-  batches = pipeline.batches(
-    run.mixture, **settings, seed=config.seed + stage.number, start=first
-  )
-  meta = {"base": run.base.fingerprint, "data": run.data}
+  batches = run.data.batches(config.seed + stage.number, first)
+  meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
   line = progress.Progress(total=total, start=first)
   print("\nTraining; the first step compiles ...", flush=True)
   folder = stages.folder(workdir, run.stages, stage)
@@ -288,8 +285,8 @@ def studied(run, config, workdir, stage):
   found = runs.load(file, json.loads)
   if found is None:
     print(f"\nEvaluating stage {stage.number} ...", flush=True)
-    trained, _ = assembly.score(run, config, sets=run.memory)
-    tested, _ = assembly.score(run, config, sets=run.sets)
+    trained, _ = assembly.score(run, config, sets=run.data.memory)
+    tested, _ = assembly.score(run, config, sets=run.data.sets)
     found = stages.measure(
       run.base.model,
       stage,
@@ -313,11 +310,11 @@ def keep_study(study, workdir) -> None:
 def last_scores(run, config, workdir, before) -> None:
   """Evaluates the trained adapters and leaves the run's results."""
   print("\nEvaluating after training ...", flush=True)
-  after, predictions = assembly.score(run, config, sets=run.sets)
+  after, predictions = assembly.score(run, config, sets=run.data.sets)
   assembly.save_predictions(
-    workdir / "predictions.jsonl", run.sets, predictions
+    workdir / "predictions.jsonl", run.data.sets, predictions
   )
-  routing = analysis.routing(run.base.model, run.sets)
+  routing = analysis.routing(run.base.model, run.data.sets)
   if routing is not None:
     runs.write(workdir / "routing.json", json.dumps(routing))
     _draw(pictures.routing, routing, workdir / "routing.png")

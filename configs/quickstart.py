@@ -63,6 +63,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     temperature=1.0,
     maximum=2000,  # German has twice the rows of any other language
   )
+  config.cache = dict(folder=config_dict.placeholder(str))  # docs/data.md
   config.batches = dict(
     batch_size=3,
     length=128,

@@ -72,6 +72,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     temperature=1.0,
     maximum=2000,
   )
+  config.cache = dict(folder=config_dict.placeholder(str))  # docs/data.md
   config.batches = dict(
     batch_size=64,  # not confirmed
     length=128,  # ours, as the rest

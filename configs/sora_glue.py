@@ -49,8 +49,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   if argument not in ("", "tiny"):
     raise ValueError(f"Unknown argument {argument!r}; there is tiny, or none.")
   config = ml_collections.ConfigDict()
-  config.seed = 48
-  config.base = quickstart.get_config().base
+  config.seed, config.base = 48, quickstart.get_config().base
   config.rules = dict(
     # Theirs are the six matrices of a block; a Llama's has one more.
     linears=configuration.rule(
@@ -79,6 +78,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     temperature=1.0,
     maximum=2000,
   )
+  config.cache = dict(folder=config_dict.placeholder(str))  # docs/data.md
   config.batches = dict(
     batch_size=32,
     length=128,  # ours; theirs is 320

@@ -102,6 +102,15 @@ def load(config: ml_collections.ConfigDict) -> bases.Base:
   return base
 
 
+def outline(config: ml_collections.ConfigDict) -> bases.Base:
+  """The base model without its numbers, for what they do not matter to.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  return bases.outline(**config.base)
+
+
 def has_encoder(model: nnx.Module) -> bool:
   """Whether it is an encoder-decoder."""
   return "encoder_input_tokens" in model.FEATURES
@@ -110,6 +119,11 @@ def has_encoder(model: nnx.Module) -> bool:
 def labels(config: ml_collections.ConfigDict) -> tuple[str, ...] | None:
   """What the outputs of its head mean; none for a number; None without one."""
   return tuple(config.head.labels) if "head" in config else None
+
+
+def cached(config: ml_collections.ConfigDict) -> str | None:
+  """The folder of the cache that its data are read from, if it names one."""
+  return config.get("cache", {}).get("folder") or None
 
 
 def prefixed(config: ml_collections.ConfigDict) -> bool:

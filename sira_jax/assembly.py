@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that a config names, put together; it knows every room."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -18,13 +19,14 @@ from sira_jax import (
   distributed,
   evaluation,
   expert_budget,
+  lengths,
+  run_data,
   sharding,
+  texts,
 )
 from sira_jax import plan as plans
 from sira_jax.adapters import sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
-from sira_jax.data import evaluation as evaluation_data
-from sira_jax.data import files, lengths, mixtures, pipeline, vocabularies
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, probing, sparsifying
 
@@ -37,20 +39,14 @@ class Assembly:
     base: the frozen model (adapted by now), its tokenizer and hash.
     sites: the adapted layers.
     counts: experts by layer where they were allocated; else None.
-    mixture: of training tasks.
-    sets: what is decoded and scored.
-    memory: examples trained on, to be scored after each of several stages.
-    data: fingerprint of the data and how it is batched.
+    data: what it is trained on and tested with.
     stages: of the training.
   """
 
   base: bases.Base
   sites: tuple[surgery.Site, ...]
   counts: dict[str, int] | None
-  mixture: mixtures.Mixture
-  sets: Sequence[evaluation_data.EvaluationSet]
-  memory: Sequence[evaluation_data.EvaluationSet]
-  data: str
+  data: run_data.Data
   stages: tuple[sparsifying.Stage, ...]
 
 
@@ -77,7 +73,21 @@ def _check_length(config, limit):
     )
 
 
-def _check_prompts(config, sets, limit):
+def check_prompts(
+  config: ml_collections.ConfigDict,
+  sets: Sequence[run_data.EvaluationSet],
+  limit: int,
+) -> None:
+  """Checks that every prompt leaves room for its answer.
+
+  Args:
+    config: of the run.
+    sets: to be decoded.
+    limit: the model's context in tokens.
+
+  Raises:
+    ValueError: one does not.
+  """
   room = 0 if "head" in config else config.decoding.max_new_tokens
   most, one, text = max(
     (
@@ -95,7 +105,7 @@ def _check_prompts(config, sets, limit):
     )
 
 
-def _has_encoder(model, config) -> bool:
+def has_encoder(model: nnx.Module, config: ml_collections.ConfigDict) -> bool:
   """Whether it is an encoder-decoder, and the config knows it.
 
   Raises:
@@ -140,19 +150,7 @@ def _check_head(model, config):
     )
 
 
-def _targets(config, known):
-  """How a vocabulary reads targets: as texts, or as a head's labels."""
-  labels = adapted.labels(config)
-  if labels is None:
-    return {}
-  if labels:
-    return {"labels": labels}
-  mixture = config.mixture
-  found = mixtures.targets(known, mixture.tasks, mixture.languages)
-  return {"labels": found, "numbers": True}
-
-
-def _counts(model, mixture, config, workdir):
+def _counts(model, data, config, workdir):
   """Experts by layer: of the run in `workdir`, or decided now."""
   counts = adapted.allocated(workdir)
   if counts is not None:
@@ -163,26 +161,33 @@ def _counts(model, mixture, config, workdir):
     entry.name: sensitivity.sensitivity(
       model,
       probing.per_example_loss,
-      _samples(mixtures.only(mixture, entry), config),
+      itertools.islice(data.samples(entry), config.allocation.samples),
       sites="|".join(map(re.escape, costs)),
     )
-    for entry in mixture.train
+    for entry in data.train
   }
   return expert_budget.decide(scores, costs=costs, **config.allocation)
 
 
-def _samples(mixture, config):
-  """Training examples in batches of one each, so that none is left out."""
-  batches = config.batches
-  found = pipeline.batches(
-    mixture,
-    batch_size=1,
-    **_lengths(config),
-    too_long=batches.too_long,
-    prefix=adapted.prefixed(config),
-    seed=config.seed,
-  )
-  return itertools.islice(found, config.allocation.samples)
+def prepare(
+  config: ml_collections.ConfigDict,
+) -> Callable[..., run_data.Data]:
+  """The config's data, but for the base that is to read them.
+
+  TensorFlow is imported where there is no cache, and only there.
+
+  Raises:
+    ValueError: rows that cannot be used, or the cache that cannot.
+  """
+  settings = config.to_dict()
+  if adapted.cached(config):
+    # Neither is asked for the other's packages.
+    from sira_jax.cached import reader
+
+    return reader.prepare(settings)
+  from sira_jax.data import streaming
+
+  return streaming.prepare(settings)
 
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
@@ -196,38 +201,42 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
       config's groups.
   """
   # Before the weights, which take longer, for a row may be bad.
-  known = files.known(config.get("files", {}))
+  prepared = prepare(config)
   base = adapted.load(config)
-  encoder = _has_encoder(base.model, config)
-  limit = base.model.max_length
-  _check_length(config, limit)
-  vocabulary = vocabularies.TokenizerVocabulary(
-    base.tokenizer,
-    base.eos_id,
-    first_id=base.first_id,
-    **_targets(config, known),
-  )
-  settings = config.mixture.to_dict()
-  mixture = mixtures.build(vocabulary, known=known, **settings)
-  lengths.check(mixture, **_lengths(config), too_long=config.batches.too_long)
-  sets = evaluation_data.evaluation(
-    mixture, **config.evaluation, encoder=encoder
-  )
-  _check_prompts(config, sets, limit)
-  training = adapted.stages(config)
-  memory = ()
-  if len(training) > 1:
-    memory = evaluation_data.memorisation(
-      mixture, examples=config.evaluation.examples, encoder=encoder
-    )
+  data = read(prepared, config, base)
   counts = None
   if "allocation" in config:
-    counts = _counts(base.model, mixture, config, workdir)
+    counts = _counts(base.model, data, config, workdir)
   sites = adapted.adapt(base.model, config, counts)
-  data = mixtures.fingerprint(
-    mixture, seed=config.seed, **config.batches.to_dict()
+  return Assembly(base, sites, counts, data, adapted.stages(config))
+
+
+def read(
+  prepared: Callable[..., run_data.Data],
+  config: ml_collections.ConfigDict,
+  base: bases.Base,
+) -> run_data.Data:
+  """The data that were prepared, as a base reads them.
+
+  Args:
+    prepared: by `prepare`.
+    config: of the run.
+    base: whose model may be without numbers.
+
+  Raises:
+    ValueError: they do not fit each other.
+  """
+  encoder = has_encoder(base.model, config)
+  limit = base.model.max_length
+  _check_length(config, limit)
+  data = prepared(
+    base,
+    encoder=encoder,
+    prefix=adapted.prefixed(config),
+    memory=len(adapted.stages(config)) > 1,
   )
-  return Assembly(base, sites, counts, mixture, sets, memory, data, training)
+  check_prompts(config, data.sets, limit)
+  return data
 
 
 def plan(
@@ -258,7 +267,7 @@ def plan(
     return model
 
   batches, model = config.batches, nnx.eval_shape(build)
-  _has_encoder(model, config)
+  has_encoder(model, config)
   _check_length(config, model.max_length)
   return plans.plan(
     model,
@@ -282,13 +291,12 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
   weights = nnx.state(assembly.base.model, nnx.Any(nnx.Param, BaseParam))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
   trained = sum(site.parameters for site in assembly.sites)
-  mixture = assembly.mixture
-  trained_in = list(dict.fromkeys(e.language for e in mixture.train))
+  data = assembly.data
+  trained_in = list(dict.fromkeys(e.language for e in data.train))
   zero_shot = list(
-    dict.fromkeys(e.language for e in mixture.evaluation if e.zero_shot)
+    dict.fromkeys(e.language for e in data.evaluation if e.zero_shot)
   )
-  decoded = sum(len(one.inputs) for one in assembly.sets)
-  rows = lengths.report(mixture, **_lengths(config))
+  decoded = sum(len(one.inputs) for one in data.sets)
   steps = " + ".join(str(stage.steps) for stage in assembly.stages)
   return "\n".join(
     [
@@ -299,19 +307,13 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {line}" for line in _site_lines(assembly.sites)),
       f"data      trained in {', '.join(trained_in)}; zero-shot in"
       f" {', '.join(zero_shot) or 'none'}; {decoded} examples to decode",
-      *(f"          {note}" for note in _notes(mixture)),
-      *(f"          {line}" for line in lengths.table(rows).splitlines()),
+      *(f"          {note}" for note in data.notes),
+      *(f"          {x}" for x in lengths.table(data.lengths).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
       f" of {config.batches.length} tokens on"
       f" {_devices(adapted.layout(config)[0])}",
     ]
   )
-
-
-def _notes(mixture):
-  for task in dict.fromkeys(entry.task for entry in mixture.evaluation):
-    for note in mixture.known[task].notes:
-      yield f"{task} from {note}"
 
 
 def _devices(mesh):
@@ -341,7 +343,7 @@ def score(
   assembly: Assembly,
   config: ml_collections.ConfigDict,
   *,
-  sets: Sequence[evaluation_data.EvaluationSet],
+  sets: Sequence[run_data.EvaluationSet],
 ) -> tuple[list[evaluation.Result], list[list[str]]]:
   """Answers and scores some of the run's sets, with the model as it is."""
   labels = adapted.labels(config)
@@ -349,24 +351,24 @@ def score(
     return evaluation.classify(
       assembly.base.model,
       sets,
-      score=evaluation_data.score,
+      score=run_data.score,
       labels=labels,
       batch_size=config.decoding.batch_size,
     )
-  vocabulary = assembly.mixture.vocabulary
+  base = assembly.base
   return evaluation.evaluate(
     assembly.base.model,
     sets,
-    score=evaluation_data.score,
-    text=vocabulary.decode,
-    eos_id=vocabulary.eos_id,
+    score=run_data.score,
+    text=functools.partial(texts.decode, base.tokenizer, eos_id=base.eos_id),
+    eos_id=base.eos_id,
     **config.decoding,
   )
 
 
 def save_predictions(
   file: pathlib.Path,
-  sets: Sequence[evaluation_data.EvaluationSet],
+  sets: Sequence[run_data.EvaluationSet],
   predictions: Sequence[Sequence[str]],
 ) -> None:
   """JSONL: task, language, prompt, target and prediction of every example."""

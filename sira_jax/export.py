@@ -308,7 +308,8 @@ def _both_scores(export) -> str:
     run, base=dataclasses.replace(export.base, model=fresh)
   )
   exact, approximate = (
-    assembly.score(one, export.config, sets=run.sets)[0] for one in (run, other)
+    assembly.score(one, export.config, sets=run.data.sets)[0]
+    for one in (run, other)
   )
   return evaluation.table(exact, approximate)
 

@@ -318,6 +318,8 @@ def _fixed(config):
     if isinstance(group, dict)
     else group
     for name, group in config.items()
+    # Its folder may be another: what is in it is `check_data`'s.
+    if name != "cache"
   }
 
 

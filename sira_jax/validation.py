@@ -15,18 +15,14 @@ from sira_jax import (
   starting,
 )
 from sira_jax.adapters import heads
-from sira_jax.data import evaluation as evaluation_data
-from sira_jax.data import files, mixtures, pipeline
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, sparsifying
 
 # What each group of a config configures, but for the optimizer, whose function
-# is chosen by its kind; and the arguments that are not the config's to give.
+# is chosen by its kind, and for the data, which may be in a cache; and the
+# arguments that are not the config's to give.
 _FUNCTIONS = {
   "base": bases.load,
-  "mixture": mixtures.build,
-  "batches": pipeline.batches,
-  "evaluation": evaluation_data.evaluation,
   "decoding": evaluation.evaluate,
   "sparsity": sparsifying.stages,
   "allocation": expert_budget.decide,
@@ -36,7 +32,7 @@ _FUNCTIONS = {
 }
 _GIVEN = {
   "mixture": ("known",),
-  "batches": ("seed", "start", "prefix"),
+  "batches": ("seed", "start", "prefix", "only"),
   "evaluation": ("encoder",),
   "optimizer": ("steps", "gates"),
   "decoding": ("score", "text", "eos_id"),
@@ -46,7 +42,8 @@ _GIVEN = {
   "start": ("model",),
 }
 # `files` and `rules` are groups of groups.
-_OPTIONAL = {"sparsity", "allocation", "files", "start", "head"}
+_OPTIONAL = {"sparsity", "allocation", "files", "start", "head", "cache"}
+_DATA = ("mixture", "batches", "evaluation")
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
 
@@ -64,13 +61,14 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"config.optimizer.kind must be one of {sorted(optimizers.OPTIMIZERS)},"
       f" got {kind!r}."
     )
-  functions = _FUNCTIONS | {"optimizer": optimizers.OPTIMIZERS[kind]}
+  functions = _FUNCTIONS | _data_functions(config)
+  functions["optimizer"] = optimizers.OPTIMIZERS[kind]
   for name, function in functions.items():
     if name in config:
       fields = {k: v for k, v in config[name].items() if k != "kind"}
       given = _GIVEN.get(name, ())
       configuration.check(name, function, fields, given=given)
-  if "files" in config:
+  if "files" in config and not adapted.cached(config):
     _check_files(config)
   rules = configuration.rules(config.rules)
   if config.seed is None:
@@ -107,7 +105,8 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_groups(config):
-  needed = {*_FUNCTIONS, "optimizer", "rules", "seed", "training"} - _OPTIONAL
+  needed = {*_FUNCTIONS, *_DATA, "optimizer", "rules", "seed", "training"}
+  needed -= _OPTIONAL
   lacking = sorted(needed - set(config))
   unknown = sorted(set(config) - needed - _OPTIONAL)
   if lacking or unknown:
@@ -117,7 +116,23 @@ def _check_groups(config):
     )
 
 
+def _data_functions(config):
+  """What the data's groups configure: of a cache, how it is read.
+
+  What it holds was made of the others, which are compared when it is opened.
+  """
+  if adapted.cached(config):
+    from sira_jax.cached import reader  # which asks for grain
+
+    return {"cache": reader.opened, "batches": reader.batches}
+  from sira_jax.data import streaming  # which asks for TensorFlow
+
+  return streaming.FUNCTIONS
+
+
 def _check_files(config):
+  from sira_jax.data import files
+
   for name, fields in config.files.items():
     configuration.check(f"files.{name}", files.Source, fields)
   files.sources(config.files)

@@ -172,6 +172,39 @@ def test_another_number_of_processes_goes_on(
   np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_a_cache_is_the_same_on_any_number(tmp_path, arguments):
+  """Written by its command, which sees one device of the mesh's eight."""
+  folder = tmp_path / "cached"
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "sira_jax.data.cache",
+      *arguments,
+      f"--out={folder}",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
+  more = [f"--config.cache.folder={folder}", "--config.batches.pack=True"]
+  more += ["--config.training.steps=4"]
+  found = []
+  for processes in (1, 2):
+    run = faults.Run(tmp_path / str(processes), arguments)
+    cluster = start(run, processes=processes, devices=8 // processes, more=more)
+    assert cluster.wait() == [0] * processes, cluster.texts()
+    lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+    found.append([json.loads(line) for line in lines])
+  one, two = found
+  assert [x["examples"] for x in one] == [x["examples"] for x in two]
+  assert sum(x["examples"] for x in one) > 4 * 8  # of packed rows
+  np.testing.assert_allclose(
+    [x["loss"] for x in one], [x["loss"] for x in two], rtol=1e-3
+  )
+
+
 def losses(run):
   lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
   return np.array([json.loads(line)["loss"] for line in lines])

@@ -44,9 +44,9 @@ def _leave_run(config, workdir):
     meta = {"base": run.base.fingerprint, "data": run.data}
     saved.save(state, step=2, meta=meta)
   runs.write(workdir / "config.json", configuration.as_json(config))
-  _, predictions = assembly.score(run, config, sets=run.sets)
+  _, predictions = assembly.score(run, config, sets=run.data.sets)
   file = workdir / "predictions.jsonl"
-  assembly.save_predictions(file, run.sets, predictions)
+  assembly.save_predictions(file, run.data.sets, predictions)
   return workdir
 
 

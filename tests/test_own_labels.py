@@ -77,7 +77,7 @@ def test_train_eval_and_export(config, tmp_path, monkeypatch, capsys):
   model = adapted.restore(loaded, workdir).base.model
   run = assembly.build(loaded, tmp_path / "other")
   nnx.update(run.base.model, nnx.state(model))
-  results, _ = assembly.score(run, loaded, sets=run.sets)
+  results, _ = assembly.score(run, loaded, sets=run.data.sets)
   assert results[0].scores == result["after"]
   told = export.export(
     loaded, workdir, tmp_path / "out", kind="native", check=True

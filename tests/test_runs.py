@@ -35,6 +35,16 @@ def test_another_config_is_refused(tmp_path):
     runs.open_workdir(tmp_path, config(0.7))
 
 
+def test_the_place_of_a_cache_may_change(tmp_path):
+  """Of a run without the group, too: `check_data` goes by what is in it."""
+  os.close(runs.open_workdir(tmp_path, config()))
+  for folder in ("one", "two", None):
+    moved = config()
+    moved.cache = dict(folder=folder)
+    os.close(runs.open_workdir(tmp_path, moved))
+    assert runs.load_config(tmp_path).cache.folder == folder
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / "thesis.txt").touch()
   with pytest.raises(ValueError, match="not empty and holds no run"):

@@ -154,12 +154,12 @@ def test_a_restored_model_says_the_same(whole):
   folder = whole.workdir / "checkpoints"
   with checkpoints.Checkpoints(folder, writable=False) as saved:
     saved.restore_adapter(run.base.model, base=run.base.fingerprint)
-  _, answers = assembly.score(run, config, sets=run.sets)
+  _, answers = assembly.score(run, config, sets=run.data.sets)
   lines = (whole.workdir / "predictions.jsonl").read_text().splitlines()
   expected = [json.loads(line)["prediction"] for line in lines]
   assert [answer for one in answers for answer in one] == expected
   fresh = assembly.build(config, whole.workdir)
-  _, untrained = assembly.score(fresh, config, sets=run.sets)
+  _, untrained = assembly.score(fresh, config, sets=run.data.sets)
   assert untrained != answers
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only room that imports TensorFlow and seqio.
 
-Nothing outside imports this package but the programs that train and evaluate,
-so that the rest of the library works where neither is installed.
+Nothing outside imports this package but assembly and validation, where a run
+has no cache of its data, so that all else works where neither is installed.
 
 TensorFlow only reads data here: its graphics devices are hidden from it, or it
 would take the memory that JAX needs, and its start-up lines are discarded.
@@ -24,6 +24,7 @@ try:
 except ModuleNotFoundError as error:
   raise ModuleNotFoundError(
     f"sira_jax.data needs {error.name}, which is not installed. Install the"
-    ' data extra: pip install "sira_jax[data]"',
+    ' data extra: pip install "sira_jax[data]"; or read a cache of the data, by'
+    " config.cache.folder, which needs none of it (docs/data.md).",
     name=error.name,
   ) from error

@@ -1,39 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed sets of examples to decode, and the scores of what was decoded."""
+"""Fixed sets of examples to decode."""
 
-from collections.abc import Callable, Sequence
-import dataclasses
-from typing import Any
-
-from sira_jax import texts
+from sira_jax import run_data, texts
 from sira_jax.data import examples as examples_lib
 from sira_jax.data import mixtures
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSet:
-  """Examples of one task in one language.
-
-  Attributes:
-    task: its name.
-    language: its code.
-    zero_shot: True if no row in this language was trained on.
-    inputs: token ids to decode from: 0, as first in training, then a prompt's;
-      for an encoder-decoder, the prompt's and its end.
-    targets: the texts to be decoded.
-    prompts: the texts of the inputs.
-    seen: examples left out since some training language has the same prompt.
-    metric_fns: the task's.
-  """
-
-  task: str
-  language: str
-  zero_shot: bool
-  inputs: tuple[list[int], ...]
-  targets: tuple[str, ...]
-  prompts: tuple[str, ...]
-  seen: int
-  metric_fns: tuple[Callable[..., dict[str, Any]], ...]
 
 
 def evaluation(
@@ -43,7 +13,7 @@ def evaluation(
   split: str = "test",
   seed: int = 0,
   encoder: bool = False,
-) -> list[EvaluationSet]:
+) -> list[run_data.EvaluationSet]:
   """At most `examples` of every entry that is evaluated.
 
   Which and in what order depends on their text and `seed` only, so a greater
@@ -87,7 +57,7 @@ def memorisation(
   examples: int,
   seed: int = 0,
   encoder: bool = False,
-) -> list[EvaluationSet]:
+) -> list[run_data.EvaluationSet]:
   """At most `examples` that are trained on, of every entry that is."""
   return [
     _set(
@@ -101,24 +71,10 @@ def memorisation(
   ]
 
 
-def score(
-  evaluation_set: EvaluationSet, predictions: Sequence[str]
-) -> dict[str, float]:
-  """The task's metrics, in percent.
-
-  Raises:
-    ValueError: if there is not one prediction for each target.
-  """
-  scores = {}
-  for metric_fn in evaluation_set.metric_fns:
-    scores |= metric_fn(evaluation_set.targets, list(predictions))
-  return scores
-
-
 def _set(mixture, entry, rows, *, encoder, seen=0):
   prompts, targets = zip(*rows, strict=True)
   vocabulary = mixture.vocabulary
-  return EvaluationSet(
+  return run_data.EvaluationSet(
     task=entry.task,
     language=entry.language,
     zero_shot=entry.zero_shot,

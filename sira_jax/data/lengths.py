@@ -1,53 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens the examples have, and whether they fit.
-
-seqio would cut an example that is too long without a word. We measure every
-example before training instead.
-"""
-
-from collections.abc import Sequence
-from typing import NamedTuple
+"""How many tokens the examples of a mixture have."""
 
 import numpy as np
 
+from sira_jax import lengths
 from sira_jax.data import mixtures, tasks, vocabularies
-
-TOO_LONG = ("error", "skip")
-
-
-class Lengths(NamedTuple):
-  """Tokens of each example, the target's end of sequence included.
-
-  Both arrays have shape [examples].
-  """
-
-  inputs: np.ndarray
-  targets: np.ndarray
-
-
-class Row(NamedTuple):
-  """One line of the report.
-
-  Attributes:
-    task: its name.
-    language: its code.
-    examples: in the training split.
-    rate: share of the training examples that are this entry's.
-    inputs: mean tokens of a prompt.
-    targets: mean tokens of a target.
-    longest: tokens of the longest example; for an encoder-decoder, of the
-      longest prompt, its end included, and of the longest target.
-    too_long: examples that do not fit.
-  """
-
-  task: str
-  language: str
-  examples: int
-  rate: float
-  inputs: float
-  targets: float
-  longest: int | tuple[int, int]
-  too_long: int
 
 
 def measure(
@@ -57,12 +14,12 @@ def measure(
   split: str,
   vocabulary: vocabularies.TokenizerVocabulary,
   known: tasks.Known = tasks.TASKS,
-) -> Lengths:
+) -> lengths.Lengths:
   """The lengths of a task's examples, in their order."""
   inputs, targets = tasks.tokens(
     task, language, split=split, vocabulary=vocabulary, known=known
   )
-  return Lengths(
+  return lengths.Lengths(
     np.array([len(ids) for ids in inputs]),
     np.array([len(ids) + vocabulary.ends_targets for ids in targets]),
   )
@@ -70,7 +27,7 @@ def measure(
 
 def report(
   mixture: mixtures.Mixture, *, length: int, targets_length: int | None = None
-) -> tuple[Row, ...]:
+) -> tuple[lengths.Row, ...]:
   """What there is to train on, and what of it does not fit.
 
   Args:
@@ -78,49 +35,19 @@ def report(
     length: tokens of a row, or of an encoder's.
     targets_length: tokens of a decoder's row beside an encoder.
   """
-  rows = []
-  for entry in mixture.train:
-    inputs, targets = measure(
+  measured = [
+    measure(
       entry.task,
       entry.language,
       split="train",
       vocabulary=mixture.vocabulary,
       known=mixture.known,
     )
-    if targets_length is None:
-      longest = int((inputs + targets).max())
-      too_long = inputs + targets > length
-    else:
-      longest = (int(inputs.max()) + 1, int(targets.max()))
-      too_long = (inputs + 1 > length) | (targets > targets_length)
-    rows.append(
-      Row(
-        task=entry.task,
-        language=entry.language,
-        examples=entry.examples,
-        rate=entry.rate,
-        inputs=float(inputs.mean()),
-        targets=float(targets.mean()),
-        longest=longest,
-        too_long=int(too_long.sum()),
-      )
-    )
-  return tuple(rows)
-
-
-def table(rows: Sequence[Row]) -> str:
-  """The report as text, to print before training."""
-  lines = [
-    f"{'task':10}{'language':10}{'examples':>9}{'rate':>8}{'inputs':>8}"
-    f"{'targets':>9}{'longest':>9}{'too long':>10}"
+    for entry in mixture.train
   ]
-  lines += [
-    f"{row.task:10}{row.language:10}{row.examples:9}{row.rate:8.1%}"
-    f"{row.inputs:8.1f}{row.targets:9.1f}{_words(row.longest):>9}"
-    f"{row.too_long:10}"
-    for row in rows
-  ]
-  return "\n".join(lines)
+  return lengths.report(
+    mixture.train, measured, length=length, targets_length=targets_length
+  )
 
 
 def check(
@@ -130,50 +57,6 @@ def check(
   targets_length: int | None = None,
   too_long: str = "error",
 ) -> None:
-  """Refuses examples that do not fit, unless they are to be skipped.
-
-  Raises:
-    ValueError: if an example is longer than `length` and `too_long` is
-      "error", or if no example of an entry fits, or `too_long` is neither
-      "error" nor "skip".
-  """
-  if too_long not in TOO_LONG:
-    raise ValueError(
-      f"Unknown too_long {too_long!r}. Available are: {', '.join(TOO_LONG)}."
-    )
-  found = report(mixture, length=length, targets_length=targets_length)
-  rows = [row for row in found if row.too_long]
-  listed = "\n".join(
-    f"  {row.task} in {row.language}: {row.too_long} of {row.examples}, the"
-    f" longest has {_words(row.longest)} tokens"
-    for row in rows
-  )
-  limit = f"{length} tokens, inputs and targets together"
-  if targets_length is not None:
-    limit = f"{length} tokens of input and {targets_length} of target"
-  if rows and too_long == "error":
-    raise ValueError(
-      f"Expected examples of at most {limit}, got longer ones:\n{listed}\nNone"
-      f" is ever cut: either set {_advice(rows)} or more, or"
-      ' too_long="skip" to leave them out.'
-    )
-  empty = [row for row in rows if row.too_long == row.examples]
-  if empty:
-    names = ", ".join(f"{row.task} in {row.language}" for row in empty)
-    raise ValueError(
-      f"No example of {names} has at most {limit}:\n{listed}\nSet a"
-      " greater length or leave these out."
-    )
-
-
-def _words(longest) -> str:
-  return "+".join(map(str, np.atleast_1d(longest)))
-
-
-def _advice(rows) -> str:
-  """The lengths that would do."""
-  most = np.atleast_1d(np.max([row.longest for row in rows], axis=0))
-  names = ("length", "targets_length")
-  return " and ".join(
-    f"{name} to {size}" for name, size in zip(names, most, strict=False)
-  )
+  """Refuses examples that do not fit; see `sira_jax.lengths.check`."""
+  sizes = dict(length=length, targets_length=targets_length)
+  lengths.check(report(mixture, **sizes), **sizes, too_long=too_long)

@@ -9,30 +9,9 @@ from typing import Any
 
 import seqio
 
+from sira_jax import run_data
 from sira_jax.data import examples, quiet, vocabularies
 from sira_jax.data import tasks as tasks_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One task in one language.
-
-  Attributes:
-    task: its name.
-    language: the language's code.
-    name: of its seqio Task.
-    zero_shot: True if no row in this language is trained on.
-    examples: in the training split, or in the test split of what is evaluated;
-      in the validation split where there is no test split.
-    rate: share of the training examples that are this entry's; 0 if zero-shot.
-  """
-
-  task: str
-  language: str
-  name: str
-  zero_shot: bool
-  examples: int
-  rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +28,13 @@ class Mixture:
 
   provider: seqio.Mixture
   vocabulary: vocabularies.TokenizerVocabulary
-  train: tuple[Entry, ...]
-  evaluation: tuple[Entry, ...]
+  train: tuple[run_data.Entry, ...]
+  evaluation: tuple[run_data.Entry, ...]
   known: tasks_lib.Known
 
-  def rows(self, entry: Entry, *, split: str) -> tuple[examples.Example, ...]:
+  def rows(
+    self, entry: run_data.Entry, *, split: str
+  ) -> tuple[examples.Example, ...]:
     """The examples of one split of an entry; see `tasks.rows`."""
     return tasks_lib.rows(
       entry.task, entry.language, split=split, known=self.known
@@ -103,13 +84,17 @@ def build(
   }
   _check_distinct(providers)
 
-  def entry(task: str, language: str, split: str, rate: float) -> Entry:
+  def entry(
+    task: str, language: str, split: str, rate: float
+  ) -> run_data.Entry:
     splits = known[task].rows(language)
     if split == "test" and not splits.get("test") and splits.get("validation"):
       split = "validation"
     rows = tasks_lib.rows(task, language, split=split, known=known)
     name = providers[task, language].name
-    return Entry(task, language, name, language in zero_shot, len(rows), rate)
+    return run_data.Entry(
+      task, language, name, language in zero_shot, len(rows), rate
+    )
 
   trained = [key for key in providers if key[1] not in zero_shot]
   for task, language in trained:  # none would have no rate
@@ -153,7 +138,7 @@ def targets(
   return tuple(sorted(found))
 
 
-def only(mixture: Mixture, entry: Entry) -> Mixture:
+def only(mixture: Mixture, entry: run_data.Entry) -> Mixture:
   """The part of a mixture that trains on one of its entries."""
   (task,) = (t for t in mixture.provider.tasks if t.name == entry.name)
   return dataclasses.replace(

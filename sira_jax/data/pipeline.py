@@ -7,9 +7,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from sira_jax.data import lengths, mixtures, quiet, vocabularies
-
-Batch = dict[str, np.ndarray]
+from sira_jax.cached import features
+from sira_jax.data import lengths, mixtures, quiet
+from sira_jax.run_data import Batch
 
 
 def batches(
@@ -64,14 +64,12 @@ def batches(
   Raises:
     ValueError: at once, if a number is out of range or examples are too long.
   """
-  for name, value, least in (
-    ("batch_size", batch_size, 1),
-    ("length", length, 2),
-    ("targets_length", 2 if targets_length is None else targets_length, 1),
-    ("start", start, 0),
-  ):
-    if value < least:
-      raise ValueError(f"Expected {name} of at least {least}, got {value}.")
+  features.check(
+    batch_size=batch_size,
+    length=length,
+    targets_length=targets_length,
+    start=start,
+  )
   lengths.check(
     mixture, length=length, targets_length=targets_length, too_long=too_long
   )
@@ -88,20 +86,8 @@ def batches(
   arrays = _arrays(dataset, prefix=prefix)
   if mixture.vocabulary.labels is None:
     return arrays
-  return (_labelled(batch, mixture.vocabulary) for batch in arrays)
-
-
-def _labelled(batch: Batch, vocabulary: vocabularies.TokenizerVocabulary):
-  """What an encoder with a head reads of a batch for an encoder-decoder."""
-  kept = ("decoder_target_tokens", "decoder_loss_weights")
-  kept = {
-    k: v for k, v in batch.items() if k.startswith("encoder_") or k in kept
-  }
-  labels = np.maximum(kept["decoder_target_tokens"] - 1, 0)
-  if vocabulary.values is None:
-    return kept | {"decoder_target_tokens": labels}
-  del kept["decoder_target_tokens"]
-  return kept | {"decoder_target_values": vocabulary.values[labels]}
+  values = mixture.vocabulary.values
+  return (features.labelled(batch, values) for batch in arrays)
 
 
 def _examples(mixture: mixtures.Mixture, *, seed: int) -> tf.data.Dataset:

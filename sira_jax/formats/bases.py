@@ -67,14 +67,49 @@ def load(
   """
   path = _path(uri, sha256, dtype)
   made = _settings(dtype, remat=remat, scan=scan, prefix=prefix)
+  return _base(uri, path, made, _load)
+
+
+def outline(
+  *,
+  uri: str,
+  sha256: str | None = None,
+  dtype: str = "float32",
+  remat: bool = False,
+  scan: bool = False,
+  prefix: bool = False,
+) -> Base:
+  """The base that `load` gives, its model without its numbers.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  path = _path(uri, sha256, dtype)
+  made = _settings(dtype, remat=remat, scan=scan, prefix=prefix)
+  return _base(uri, path, made, lambda path, _, **made: _shapes(path, **made))
+
+
+def _load(path, spare, **made):
+  if path.is_dir():
+    return huggingface.load_model(path, spare=spare, **made)
+  return gguf.load_decoder(path, **made)
+
+
+def _shapes(path, **made):
+  read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
+  return read(path, **made)
+
+
+def _base(uri, path, made, load) -> Base:
+  """The base at a path, whose model `load` makes."""
   if path.is_dir() and huggingface_encoders.is_one(path):
-    base = _encoder(uri, path, made)
+    base = _encoder(uri, path, made, load)
   elif path.is_dir():
     tokenizer = huggingface.tokenizer(path)
     spare = padding.spare(tokenizer)
     base = Base(
       uri=uri,
-      model=huggingface.load_model(path, spare=spare, **made),
+      model=load(path, spare, **made),
       tokenizer=(
         tokenizer if spare is None else padding.swapped(tokenizer, spare)
       ),
@@ -85,7 +120,7 @@ def load(
   else:
     base = Base(
       uri=uri,
-      model=gguf.load_decoder(path, **made),
+      model=load(path, None, **made),
       tokenizer=gguf_tokenizer.tokenizer(path),
       eos_id=gguf_tokenizer.special_tokens(path).eos_id,
       fingerprint=gguf.fingerprint(path),
@@ -100,7 +135,7 @@ def load(
   return base
 
 
-def _encoder(uri, path, made) -> Base:
+def _encoder(uri, path, made, load) -> Base:
   """Of a text between two tokens; the one that pads changes places with 0."""
   tokenizer = huggingface.tokenizer(path)
   tokens = huggingface_encoders.wrapping(path)
@@ -111,7 +146,7 @@ def _encoder(uri, path, made) -> Base:
   tokenizer = padding.swapped(tokenizer, spare) if spare else tokenizer
   return Base(
     uri=uri,
-    model=huggingface.load_model(path, spare=spare, **made),
+    model=load(path, spare, **made),
     tokenizer=tokenizer,
     eos_id=tokenizer.token_to_id(tokens["sep"]),
     fingerprint=huggingface.fingerprint(path),
@@ -137,9 +172,8 @@ def shapes(
     ValueError: as `load`.
   """
   path = _path(uri, sha256, dtype)
-  read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
   made = _settings(dtype, remat=remat, scan=scan, prefix=prefix)
-  return read(path, **made)
+  return _shapes(path, **made)
 
 
 def _settings(dtype, *, prefix, **settings):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from sira_jax import run_data
 from sira_jax.data import evaluation, mixtures, pipeline, tasks
 
 
@@ -64,21 +65,21 @@ def test_prompts_trained_on_in_another_language_are_left_out(vocabulary):
 
 def test_scores(sets):
   intents, dates = sets[:2]
-  assert evaluation.score(intents, intents.targets) == {
+  assert run_data.score(intents, intents.targets) == {
     "exact_match": 100.0,
     "intent_accuracy": 100.0,
   }
   wrong = [target.replace(")", "") for target in intents.targets[:5]]
-  assert evaluation.score(intents, [*wrong, *intents.targets[5:]]) == {
+  assert run_data.score(intents, [*wrong, *intents.targets[5:]]) == {
     "exact_match": 75.0,
     "intent_accuracy": 100.0,
   }
-  assert evaluation.score(dates, ["?"] * 20) == {"exact_match": 0.0}
+  assert run_data.score(dates, ["?"] * 20) == {"exact_match": 0.0}
 
 
 def test_mistakes(mixture, sets):
   with pytest.raises(ValueError, match="20 targets and 3 predictions"):
-    evaluation.score(sets[0], ["a", "b", "c"])
+    run_data.score(sets[0], ["a", "b", "c"])
   with pytest.raises(ValueError, match="examples of at least 1, got 0"):
     evaluation.evaluation(mixture, examples=0)
   with pytest.raises(ValueError, match=r"'train'\. Available are: validation"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from sira_jax import lengths as lengths_lib
 from sira_jax.data import examples, lengths, mixtures, tasks
 
 ROWS = {
@@ -24,7 +25,7 @@ def letters(vocabulary, monkeypatch):
 def test_report_by_hand(letters):
   # With the target's end: 3 + 4, 2 + 2 and 7 + 4 tokens.
   (row,) = lengths.report(letters, length=7)
-  assert row == lengths.Row(
+  assert row == lengths_lib.Row(
     task="letters",
     language="en",
     examples=3,
@@ -34,7 +35,7 @@ def test_report_by_hand(letters):
     longest=11,
     too_long=1,
   )
-  assert lengths.table((row,)).splitlines()[1].split() == [
+  assert lengths_lib.table((row,)).splitlines()[1].split() == [
     *("letters", "en", "3", "100.0%", "4.0", "3.3", "11", "1")
   ]
 
