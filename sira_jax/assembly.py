@@ -25,6 +25,7 @@ from sira_jax.adapters import sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
 from sira_jax.data import evaluation as evaluation_data
 from sira_jax.data import files, lengths, mixtures, pipeline, vocabularies
+from sira_jax.data.suites import reading as suites
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, probing, sparsifying
 
@@ -196,7 +197,14 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Assembly:
       config's groups.
   """
   # Before the weights, which take longer, for a row may be bad.
-  known = files.known(config.get("files", {}))
+  known = suites.known(
+    config.get("suites", {}),
+    names=config.mixture.tasks,
+    languages=config.mixture.languages,
+    zero_shot=config.mixture.get("zero_shot", ()),
+    split=config.evaluation.get("split", "test"),
+    others=files.known(config.get("files", {})),
+  )
   base = adapted.load(config)
   encoder = _has_encoder(base.model, config)
   limit = base.model.max_length

@@ -17,6 +17,7 @@ from sira_jax import (
 from sira_jax.adapters import heads
 from sira_jax.data import evaluation as evaluation_data
 from sira_jax.data import files, mixtures, pipeline
+from sira_jax.data.suites import reading as suites
 from sira_jax.formats import bases
 from sira_jax.training import optimizers, sparsifying
 
@@ -45,8 +46,8 @@ _GIVEN = {
   "mesh": ("devices",),
   "start": ("model",),
 }
-# `files` and `rules` are groups of groups.
-_OPTIONAL = {"sparsity", "allocation", "files", "start", "head"}
+# `files`, `suites` and `rules` are groups of groups.
+_OPTIONAL = {"sparsity", "allocation", "files", "suites", "start", "head"}
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
 
@@ -72,6 +73,9 @@ def check(config: ml_collections.ConfigDict) -> None:
       configuration.check(name, function, fields, given=given)
   if "files" in config:
     _check_files(config)
+  for name, fields in config.get("suites", {}).items():
+    configuration.check(f"suites.{name}", suites.Suite, fields)
+  suites.check(config.get("suites", {}), config.mixture.get("tasks", ()))
   rules = configuration.rules(config.rules)
   if config.seed is None:
     raise ValueError("config.seed must be a number, got none.")
