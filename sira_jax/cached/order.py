@@ -9,9 +9,10 @@ entry's is exact: after b blocks, of the n = b * BLOCK examples so far,
 
 are the i-th's, as in grain's `MapDataset.mix`, for rates r. Which places of the
 block are whose is random. An entry's examples come in a random permutation of
-all of them, then in another. All of it is a function of the seed and the index:
-nothing has to be read, or to have been read, to know example n. grain's shuffle
-and mix are as well, but were measured to take some 40 us an example; this, 1 us.
+all of them, then in another. All of it is a function of the seed and the
+index: nothing has to be read, or to have been read, to know example n. grain's
+shuffle and mix are as well, but were measured to take some 40 us an example;
+this, 1 us.
 """
 
 from collections.abc import Sequence
