@@ -3,10 +3,12 @@
 
     python train.py --config=configs/sora_glue.py
     python train.py --config=configs/sora_glue.py:tiny      two small steps
+    python train.py --config=configs/sora_glue.py:rte       GLUE's RTE
 
-GLUE is not among our tasks yet, and DeBERTaV3-base not among our models: until
-they are, these settings train spoken commands and dates on SmolLM2-135M. What
-comes out is no result of the paper's.
+The last is for files of GLUE in data/glue, or config.suites.glue.folder;
+without them, these settings train spoken commands and dates. The base is
+SmolLM2-135M, since DeBERTaV3-base is not among our models: what comes out is no
+result of the paper's.
 
 Source: Ding et al. 2023 (SoRA, arXiv 2311.11696); every value that no comment
 calls ours was read in the released code, TsinghuaC3I/SoRA at c275ac2: its
@@ -21,6 +23,7 @@ from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration, sharding
+from sira_jax.data.suites import reading
 from sira_jax.training import sparsifying
 
 # RTE's 2,490 examples in batches of 32.
@@ -45,9 +48,20 @@ TINY = {
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """The config; "tiny" makes it two stages of one small step each."""
-  if argument not in ("", "tiny"):
-    raise ValueError(f"Unknown argument {argument!r}; there is tiny, or none.")
+  """The config; "tiny" makes it two small steps, "rte" one of GLUE's RTE."""
+  if argument not in ("", "tiny", "rte"):
+    raise ValueError(
+      f"Unknown argument {argument!r}; there is tiny, rte, or none."
+    )
+  config = _whole()
+  if argument == "rte":
+    _take_rte(config)
+  if argument == "tiny":
+    config.update_from_flattened_dict(TINY)
+  return config
+
+
+def _whole() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed, config.base = 48, quickstart.get_config().base
   config.rules = dict(
@@ -102,6 +116,17 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.mesh = configuration.group(sharding.layout, given=("devices",))
   config.evaluation = dict(examples=64, split="test")
   config.decoding = dict(max_new_tokens=36, batch_size=64)
-  if argument == "tiny":
-    config.update_from_flattened_dict(TINY)
   return config
+
+
+def _take_rte(config: ml_collections.ConfigDict) -> None:
+  """GLUE's RTE instead of commands and dates."""
+  config.suites = dict(
+    glue=configuration.group(reading.Suite, folder="data/glue")
+  )
+  config.mixture = dict(
+    tasks=("glue_rte",), languages=("en",), zero_shot=(), temperature=1.0
+  )
+  config.batches.length = 320  # theirs
+  config.evaluation = dict(examples=277, split="validation")  # all there are
+  config.decoding.max_new_tokens = 8

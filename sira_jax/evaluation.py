@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from flax import nnx
 import jax
 
-from sira_jax import decoding, prompts, sharding
+from sira_jax import confidence, decoding, prompts, sharding
 
 Scores = Mapping[str, float]
 
@@ -36,6 +36,7 @@ class Result:
     zero_shot: whether nothing in that language was trained on.
     count: examples decoded.
     scores: metric -> percent.
+    intervals: metric -> the ends of its 95 % interval; see `confidence`.
   """
 
   task: str
@@ -43,6 +44,9 @@ class Result:
   zero_shot: bool
   count: int
   scores: Scores
+  intervals: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def evaluate(
@@ -132,10 +136,23 @@ def _results(sets, answers, score):
       zero_shot=one.zero_shot,
       count=len(one.inputs),
       scores=score(one, answer),
+      intervals=_intervals(one, answer, score),
     )
     for one, answer in zip(sets, predictions, strict=True)
   ]
   return results, predictions
+
+
+def _intervals(one, answers, score):
+  if not answers:
+    return {}
+  return confidence.intervals(
+    one.targets,
+    answers,
+    score=lambda targets, some: score(
+      dataclasses.replace(one, targets=tuple(targets)), some
+    ),
+  )
 
 
 def means(results: Sequence[Result]) -> list[Result]:
@@ -169,7 +186,7 @@ def loads(text: str) -> list[Result]:
 
 
 def as_json(before: Sequence[Result], after: Sequence[Result]) -> list[Any]:
-  """One object per set: its names, count, and scores before and after."""
+  """One object per set: its names, count, scores and their 95 % intervals."""
   return [
     {
       "task": one.task,
@@ -178,6 +195,8 @@ def as_json(before: Sequence[Result], after: Sequence[Result]) -> list[Any]:
       "count": one.count,
       "before": dict(start.scores),
       "after": dict(one.scores),
+      "before_95": dict(start.intervals),
+      "after_95": dict(one.intervals),
     }
     for start, one in zip(before, after, strict=True)
   ]

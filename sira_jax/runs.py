@@ -106,7 +106,7 @@ def before(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
   file = workdir / "before.json"
   other = load_config(workdir).to_dict()
   own = json.loads(configuration.as_json(config))
-  groups = ("base", "files", "mixture", "evaluation", "decoding")
+  groups = ("base", "files", "suites", "mixture", "evaluation", "decoding")
   groups += ("start", "head")
   one, two = ({k: of.get(k) for k in groups} for of in (other, own))
   changed = configuration.differences(one, two)

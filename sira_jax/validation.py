@@ -41,8 +41,9 @@ _GIVEN = {
   "mesh": ("devices",),
   "start": ("model",),
 }
-# `files` and `rules` are groups of groups.
-_OPTIONAL = {"sparsity", "allocation", "files", "start", "head", "cache"}
+# `files`, `suites` and `rules` are groups of groups.
+_OPTIONAL = {"sparsity", "allocation", "files", "suites", "start", "head"}
+_OPTIONAL |= {"cache"}
 _DATA = ("mixture", "batches", "evaluation")
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
@@ -68,8 +69,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       fields = {k: v for k, v in config[name].items() if k != "kind"}
       given = _GIVEN.get(name, ())
       configuration.check(name, function, fields, given=given)
-  if "files" in config and not adapted.cached(config):
-    _check_files(config)
+  if not adapted.cached(config):
+    _check_sources(config)
   rules = configuration.rules(config.rules)
   if config.seed is None:
     raise ValueError("config.seed must be a number, got none.")
@@ -130,13 +131,21 @@ def _data_functions(config):
   return streaming.FUNCTIONS
 
 
-def _check_files(config):
+def _check_sources(config):
+  """What says where tasks are from: `files` and `suites`."""
   from sira_jax.data import files
+  from sira_jax.data.suites import reading
 
-  for name, fields in config.files.items():
+  names = config.mixture.get("tasks", ())
+  suites = config.get("suites", {})
+  for name, fields in suites.items():
+    configuration.check(f"suites.{name}", reading.Suite, fields)
+  reading.check(suites, names)
+  groups = config.get("files", {})
+  for name, fields in groups.items():
     configuration.check(f"files.{name}", files.Source, fields)
-  files.sources(config.files)
-  unused = sorted(set(config.files) - set(config.mixture.get("tasks", ())))
+  files.sources(groups)
+  unused = sorted(set(groups) - set(names))
   if unused:
     raise ValueError(
       f"config.files has {', '.join(unused)}, which config.mixture.tasks does"

@@ -14,7 +14,7 @@ from configs import (
   sora_glue,
   t5_xxl_multitask,
 )
-from sira_jax import adapted, validation
+from sira_jax import adapted, assembly, validation
 from sira_jax.adapters import allocation
 from tests import tiny_run, tiny_t5
 
@@ -128,3 +128,42 @@ def test_the_page_on_methods_prunes_soras_run(ran, monkeypatch, capsys):
   exec(compile(code, METHODS_PAGE.name, "exec"), {})
   ranks = capsys.readouterr().out.splitlines()[-1]
   assert re.fullmatch(r"\d+ of 112 ranks are left", ranks), ranks
+
+
+def test_the_suites_of_the_papers(tmp_path, monkeypatch):
+  """GLUE's RTE from released files to results, by SoRA's settings."""
+  base = tiny_run.base(tmp_path)
+  rows = [
+    {"sentence1": f"It is {i}.", "sentence2": "So.", "label": i % 2, "idx": i}
+    for i in range(8)
+  ]
+  for split, part in (("train", rows[:6]), ("validation", rows[6:])):
+    file = tmp_path / "glue" / "rte" / f"{split}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in part))
+  config = sora_glue.get_config("rte")
+  small = {k: v for k, v in sora_glue.TINY.items() if "mixture" not in k}
+  config.update_from_flattened_dict(base | small)
+  config.suites.glue.folder = str(tmp_path / "glue")
+  config.evaluation.examples = 2
+  tiny_run.main(monkeypatch, config, tmp_path / "run")
+  (result,) = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert result["task"] == "glue_rte" and result["count"] == 2
+  assert set(result["after"]) == {"accuracy"}
+  lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+  assert {json.loads(line)["prompt"] for line in lines} == {
+    f"rte sentence1: It is {i}. sentence2: So.\n" for i in (6, 7)
+  }
+
+
+@pytest.mark.parametrize(
+  ("name", "argument"), [("sora_glue", "rte"), ("lora_smoe_commonsense", "all")]
+)
+def test_suites_that_are_not_there(tmp_path, monkeypatch, name, argument):
+  """Nothing is loaded, and the run's reader learns how to get them."""
+  config = CONFIGS[name].get_config(argument)
+  validation.check(config)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(assembly.bases, "load", None)  # is not called
+  with pytest.raises(SystemExit, match=r"There is no file of .* hf download"):
+    tiny_run.main(monkeypatch, config, tmp_path / "run")

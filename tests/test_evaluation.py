@@ -1,5 +1,6 @@
 """Scores of sets, their means, and the table written out."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -25,6 +26,20 @@ AFTER = [
   result("intents", "it", True, 5, exact_match=40.0, f1=50.0),
   result("dates", "en", False, 20, exact_match=75.0),
 ]
+F1 = {"f1": [20.0, 80.0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+  """As the data room's; the last two fields are what is needed here."""
+
+  task: str
+  language: str
+  zero_shot: bool
+  inputs: list
+  targets: tuple
+
+
 TABLE = """\
 | task    | language         | count | exact match before | after | f1 before | after |
 | ------- | ---------------- | ----: | -----------------: | ----: | --------: | ----: |
@@ -56,13 +71,17 @@ def test_json_brings_results_back():
 
 
 def test_as_json():
-  assert evaluation.as_json(BEFORE, AFTER)[2] == {
+  after = [dataclasses.replace(one, intervals=F1) for one in AFTER]
+  assert evaluation.loads(evaluation.dumps(after)) == after != AFTER
+  assert evaluation.as_json(BEFORE, after)[2] == {
     "task": "intents",
     "language": "it",
     "zero_shot": True,
     "count": 5,
     "before": {"exact_match": 0.0, "f1": 0.0},
     "after": {"exact_match": 40.0, "f1": 50.0},
+    "before_95": {},
+    "after_95": {"f1": [20.0, 80.0]},
   }
 
 
@@ -74,9 +93,7 @@ def test_tables_of_other_sets_are_refused():
 def test_each_set_gets_its_own_predictions(monkeypatch):
   """All sets are decoded at once, in evaluation mode."""
   sets = [
-    types.SimpleNamespace(
-      task=task, language="en", zero_shot=False, inputs=inputs
-    )
+    Set(task, "en", False, inputs, ("20",) * len(inputs))
     for task, inputs in (("a", [[1], [2]]), ("none", []), ("b", [[3, 4]]))
   ]
   model = types.SimpleNamespace(training=True)
@@ -91,15 +108,25 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
   results, predictions = evaluation.evaluate(
     model,
     sets,
-    score=lambda one, answers: {"count": len(answers)},
+    score=lambda one, answers: (
+      {"right": 100 * np.mean(np.equal(one.targets, answers))}
+      if answers
+      else {"right": 0}
+    ),
     text=lambda ids: str(np.sum(ids)),
     eos_id=2,
     max_new_tokens=7,
     batch_size=3,
   )
   assert predictions == [["10", "20"], [], ["70"]]
-  assert results == [
-    result("a", "en", False, 2, count=2),
-    result("none", "en", False, 0, count=0),
-    result("b", "en", False, 1, count=1),
+  assert [dataclasses.replace(one, intervals={}) for one in results] == [
+    result("a", "en", False, 2, right=50),
+    result("none", "en", False, 0, right=0),
+    result("b", "en", False, 1, right=0),
+  ]
+  # One of two is right: none, one or both of two draws.
+  assert [one.intervals for one in results] == [
+    {"right": [0, 100]},
+    {},
+    {"right": [0, 0]},
   ]

@@ -118,7 +118,7 @@ def test_flags_can_set_every_field_of_own_data():
   [
     ({"mixture.tasks": ("dates",)}, "has own, which config.mixture.tasks does"),
     (
-      {"files.own.metrics": ("bleu",)},
+      {"files.own.metrics": ("meteor",)},
       "config.files.own: metrics must be some",
     ),
     ({"files.own.inputs": None}, "config.files.own: inputs cannot be none"),

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sira_jax.adapters import execution as executions
-from sira_jax.adapters import routers
+from sira_jax.adapters import products, routers
 from sira_jax.adapters.variables import (
   AdapterParam,
   Axes,
@@ -109,6 +109,16 @@ class AdapterFactory:
           f"{self.method}: unknown {name} {getattr(self, name)!r}; there are"
           f" {sorted(known)}."
         )
+
+  @property
+  def projects(self) -> bool:
+    """Whether x A and the router's logits are one product.
+
+    Not of a router that layers share: its logits are computed once for all.
+    """
+    router = self.router
+    by_token = router and router.level == "token" and not router.shared
+    return bool(by_token) and self.execution == "rank_space"
 
   @property
   def terms(self) -> int:
@@ -215,18 +225,34 @@ class Adapter(nnx.Module):
       frozen: what it gives without the adapter.
     """
     del frozen  # which only an adapter that rescales reads
-    tokens = batch_length(x)
-    given = {"weights": None}
-    if self.router is not None:
+    tokens, experts = batch_length(x), self.experts()
+    if self.router is None:
+      y = executions.rank_space(tokens, experts, weights=None)
+    elif self.factory.projects:
+      z, logits = products.beside(
+        tokens.reshape(-1, tokens.shape[-1]),
+        experts.down,
+        self.router.kernel[...],
+      )
+      z, logits = (v.reshape(*tokens.shape[:-1], -1) for v in (z, logits))
+      routing = route(self, self.router, tokens, logits)
+      y = executions.of_ranks(z, experts, weights=self._weights(routing))
+    else:
       routing = route(self, self.router, tokens)
-      weights = routing.weights
-      if self.factory.live is not None:
-        weights = weights[..., list(self.factory.live)]
-      k = min(routing.k, self.factory.terms)
-      given = {"weights": weights, "slots": routing.slots, "k": k}
-    run = executions.EXECUTIONS[self.factory.execution]
-    y = run(tokens, self.experts(), **given)
+      y = executions.EXECUTIONS[self.factory.execution](
+        tokens,
+        experts,
+        weights=self._weights(routing),
+        slots=routing.slots,
+        k=min(routing.k, self.factory.terms),
+      )
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+  def _weights(self, routing):
+    """Those of the experts that have a term."""
+    if self.factory.live is None:
+      return routing.weights
+    return routing.weights[..., list(self.factory.live)]
 
   def experts(self) -> executions.Experts:
     """What an execution reads."""
@@ -293,10 +319,13 @@ def concatenated(pairs: Iterable[LowRank]) -> LowRank:
 
 
 def route(
-  module: nnx.Module, router: routers.Router, tokens: jax.Array
+  module: nnx.Module,
+  router: routers.Router,
+  tokens: jax.Array,
+  logits: jax.Array | None = None,
 ) -> routers.Routing:
   """The routing of the tokens, recorded in `module` under `nnx.capture`."""
-  routing = router(tokens)
+  routing = router(tokens, logits)
   # Outside `nnx.capture`, sow would add a Variable to the module.
   if hasattr(module, "__captures__"):
     module.sow(RoutingRecord, "routing", routing.stats)

@@ -58,6 +58,11 @@ class Experts:
   scale: float
 
   @property
+  def down(self) -> Float[Array, "d ranks"]:
+    """A as one matrix, of all experts' ranks."""
+    return self.a.reshape(self.a.shape[0], -1)
+
+  @property
   def act(self) -> Callable[[jax.Array], jax.Array]:
     """The activation."""
     return ACTIVATIONS[self.activation]
@@ -83,16 +88,26 @@ def rank_space(
   that a weight's gradient would need.
   """
   del slots, k  # there are no buffers
-  d, n, rank = experts.a.shape
-  tokens = x.reshape(-1, d)
-  z = experts.act(tokens @ experts.a.reshape(d, n * rank).astype(x.dtype))
-  z = z.reshape(-1, n, rank)
+  z = x.reshape(-1, x.shape[-1]) @ experts.down.astype(x.dtype)
+  return of_ranks(z.reshape(*x.shape[:-1], -1), experts, weights=weights)
+
+
+def of_ranks(
+  z: Float[Array, "batch length ranks"],
+  experts: Experts,
+  *,
+  weights: Float[Array, "batch length experts"] | None,
+) -> Float[Array, "batch length f"]:
+  """`rank_space` from z = x A, of all experts' ranks, on."""
+  n, rank, f = experts.b.shape
+  shape = z.shape[:-1]
+  z = experts.act(z).reshape(-1, n, rank)
   gate = jnp.asarray(experts.gate)
   if weights is not None:
     gate = gate * weights.reshape(-1, n, 1)
   z = (z * gate.astype(z.dtype)).reshape(-1, n * rank)
-  y = z @ experts.b.reshape(n * rank, -1).astype(x.dtype)
-  return y.reshape(*x.shape[:-1], -1)
+  y = z @ experts.b.reshape(n * rank, f).astype(z.dtype)
+  return y.reshape(*shape, f)
 
 
 def dispatch(

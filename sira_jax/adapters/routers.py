@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient, sharding
 from sira_jax.adapters import capacity as capacity_lib
-from sira_jax.adapters import draws, top_k
+from sira_jax.adapters import draws, products, top_k
 from sira_jax.adapters import groups as groups_lib
 from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Seed
 
@@ -204,8 +204,16 @@ class Router(nnx.Module):
     self.seed = Seed(jnp.asarray(seed, jnp.uint32))
     self.deterministic = False
 
-  def __call__(self, x: Float[Array, "batch length d"]) -> Routing:
+  def __call__(
+    self,
+    x: Float[Array, "batch length d"],
+    logits: Float[Array, "batch length experts"] | None = None,
+  ) -> Routing:
     """Routes each token of x.
+
+    Args:
+      x: what the layer reads.
+      logits: x times the kernel, where that is computed already.
 
     Raises:
       ValueError: training with expert dropout and no `ambient.DROPOUT_KEY`, or
@@ -214,21 +222,8 @@ class Router(nnx.Module):
     """
     settings, groups = self.settings, groups_lib.of_batch(*x.shape[:2])
     by_example = settings.level == "example"
-    tokens = x.astype(jnp.float32)
-    if by_example:
-      if ambient.DECODING.get():
-        raise ValueError(
-          'level="example" routes by the mean of a whole example, and decoding'
-          ' sees it token by token: use level="token".'
-        )
-      tokens = groups.example_mean(tokens)
-    # Accelerators would round float32 operands by default.
-    logits = jnp.matmul(
-      tokens.reshape(-1, tokens.shape[-1]),
-      self.kernel[...],
-      precision=jax.lax.Precision.HIGHEST,
-    ).reshape(*tokens.shape[:-1], -1)
-    logits = jnp.broadcast_to(logits, (*x.shape[:-1], logits.shape[-1]))
+    if logits is None:
+      logits = self._logits(x, groups)
     # Whole for each token, who compares all experts, wherever these live.
     logits = sharding.constrain(logits, "batch", "length", None)
     k, keep = settings.k, None
@@ -242,6 +237,20 @@ class Router(nnx.Module):
         keep = draws.keep(logits.shape, settings.expert_dropout, self.seed[...])
         keep = groups.first(keep) if by_example else keep
     return route(logits, settings, groups=groups, keep=keep, k=k)
+
+  def _logits(self, x, groups):
+    tokens = x
+    if self.settings.level == "example":
+      if ambient.DECODING.get():
+        raise ValueError(
+          'level="example" routes by the mean of a whole example, and decoding'
+          ' sees it token by token: use level="token".'
+        )
+      tokens = groups.example_mean(x.astype(jnp.float32))
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    logits = products.exact(flat, self.kernel[...])
+    logits = logits.reshape(*tokens.shape[:-1], -1)
+    return jnp.broadcast_to(logits, (*x.shape[:-1], logits.shape[-1]))
 
 
 def route(

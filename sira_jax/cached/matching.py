@@ -13,7 +13,7 @@ from sira_jax.cached import layout
 
 # The groups of a config that decide on what there is to read; of a head, what
 # its outputs mean.
-_GROUPS = ("mixture", "files", "evaluation")
+_GROUPS = ("mixture", "files", "suites", "evaluation")
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, Any]:

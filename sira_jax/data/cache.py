@@ -28,7 +28,7 @@ from sira_jax import (
   validation,
 )
 from sira_jax.cached import layout, matching
-from sira_jax.data import evaluation, files, mixtures, streaming, tasks
+from sira_jax.data import evaluation, mixtures, streaming, tasks
 
 
 def define_flags() -> None:
@@ -93,7 +93,7 @@ def _fill(
 ) -> dict[str, Any]:
   """Writes all files of a cache; returns the content of its cache.json."""
   settings = config.to_dict()
-  known = files.known(settings.get("files", {}))
+  known = streaming.known(settings)
   base = adapted.outline(config)
   encoder = assembly.has_encoder(base.model, config)
   mixture = streaming.mixed(known, settings, base)

@@ -15,6 +15,7 @@ from sira_jax.data import (
   tasks,
   vocabularies,
 )
+from sira_jax.data.suites import reading
 
 FUNCTIONS = {
   "mixture": mixtures.build,
@@ -33,9 +34,26 @@ def prepare(config: Mapping[str, Any]) -> Callable[..., run_data.Data]:
     whether some of what is trained on is scored.
 
   Raises:
-    ValueError: as `files.known`.
+    ValueError: as `known`.
   """
-  return functools.partial(_data, files.known(config.get("files", {})), config)
+  return functools.partial(_data, known(config), config)
+
+
+def known(config: Mapping[str, Any]) -> tasks.Known:
+  """The tasks that there are: built in, of files, and of suites.
+
+  Raises:
+    ValueError: as `files.known` and `suites.reading.known`.
+  """
+  mixture = config["mixture"]
+  return reading.known(
+    config.get("suites", {}),
+    names=mixture["tasks"],
+    languages=mixture["languages"],
+    zero_shot=mixture.get("zero_shot", ()),
+    split=config["evaluation"].get("split", "test"),
+    others=files.known(config.get("files", {})),
+  )
 
 
 def mixed(

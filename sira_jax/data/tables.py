@@ -5,8 +5,9 @@ Text is UTF-8; a byte that is not becomes a lone surrogate, which whoever uses
 the text can find. A file is read whole, and once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import csv
+import functools
 import io
 import json
 import pathlib
@@ -30,10 +31,11 @@ class Record(NamedTuple):
   fault: str = ""
 
 
-def read(path: str) -> Iterator[Record]:
+def read(path: str, *, header: Sequence[str] = ()) -> Iterator[Record]:
   """The rows of a file whose name ends as a key of `FORMATS` does.
 
   `path` may be any that `etils.epath` knows, such as gs://bucket/rows.jsonl.
+  `header` has the columns of a TSV file whose first line is a row.
 
   Raises:
     ValueError: the file cannot be read, its format is unknown, or it is so
@@ -52,8 +54,11 @@ def read(path: str) -> Iterator[Record]:
       f"{path} cannot be read: {getattr(error, 'strerror', None) or error}."
       f" The working directory is {pathlib.Path.cwd()}."
     ) from None
+  rows = FORMATS[suffix]
+  if header and suffix == ".tsv":
+    rows = functools.partial(_tsv, header=header)
   try:
-    yield from FORMATS[suffix](content)
+    yield from rows(content)
   except _Broken as error:
     raise ValueError(f"{path}, {error}") from None
 
@@ -88,16 +93,20 @@ def _csv(content: bytes) -> Iterator[Record]:
   return _delimited(content, delimiter=",", strict=True)
 
 
-def _tsv(content: bytes) -> Iterator[Record]:
+def _tsv(content: bytes, *, header: Sequence[str] = ()) -> Iterator[Record]:
   """IANA's: tabs, no quotes (one is text), names in the first line."""
-  return _delimited(content, delimiter="\t", quoting=csv.QUOTE_NONE)
+  return _delimited(
+    content, header=header, delimiter="\t", quoting=csv.QUOTE_NONE
+  )
 
 
-def _delimited(content: bytes, **settings: Any) -> Iterator[Record]:
+def _delimited(
+  content: bytes, *, header: Sequence[str] = (), **settings: Any
+) -> Iterator[Record]:
   csv.field_size_limit(2**31 - 1)  # else 131,072 characters are an error
   text = _decoded(content).removeprefix("\ufeff")
   reader = csv.reader(io.StringIO(text, newline=""), **settings)
-  names = None
+  names = list(header) or None
   while True:
     place = f"line {reader.line_num + 1}"
     try:

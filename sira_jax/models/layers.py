@@ -72,12 +72,33 @@ def tied_logits(
   table: nnx.Embed, hidden: Float[Array, "batch length d"]
 ) -> Float[Array, "batch length vocabulary"]:
   """float32 products with every token's row."""
-  return jnp.einsum(
-    "bld,vd->blv",
-    hidden,
-    table.embedding[...],
-    preferred_element_type=jnp.float32,
-  )
+  return _wide_products(hidden, table.embedding[...])
+
+
+@jax.custom_vjp
+def _wide_products(x, rows):
+  """x rows^T in float32.
+
+  Its gradients are products of what comes back in x's dtype, as those of every
+  other layer are. JAX's own would be of float32, with the whole table converted
+  to it, which takes accelerators several times as long.
+  """
+  return jnp.einsum("bld,vd->blv", x, rows, preferred_element_type=jnp.float32)
+
+
+def _wide_products_back(kept, slope):
+  x, rows = kept
+  # float16 would lose what is small of it.
+  if x.dtype == rows.dtype == jnp.bfloat16:
+    slope = slope.astype(x.dtype)
+  to_x = jnp.einsum("blv,vd->bld", slope, rows).astype(x.dtype)
+  to_rows = jnp.einsum("blv,bld->vd", slope, x).astype(rows.dtype)
+  return to_x, to_rows
+
+
+_wide_products.defvjp(
+  lambda x, rows: (_wide_products(x, rows), (x, rows)), _wide_products_back
+)
 
 
 class RMSNorm(nnx.Module):

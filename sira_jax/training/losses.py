@@ -170,8 +170,10 @@ def _chunk(logits, hidden) -> int:
     return min(_CPU_CHUNK, length)
   one = jax.ShapeDtypeStruct((1, 1, d), hidden.dtype)
   vocabulary = jax.eval_shape(logits, one).shape[-1]
-  own = -(-rows // sharding.places()) * vocabulary
-  return max(1, min(length, _LOGITS // own))
+  own = -(-rows // sharding.places())
+  most = max(1, _LOGITS // (own * vocabulary))
+  # Matrix units take whole tiles of positions: 65 of a row cost more than 64.
+  return min(length, most if most < 8 else most - most % 8)
 
 
 def _at_targets(loss, hiddens, chunk, **given):

@@ -230,12 +230,18 @@ def test_collectives_are_found():
 
 
 def test_rows_apart_exchange_the_gradients_alone():
-  """Each array's gradient once, and numbers; whatever the length."""
+  """Each array's gradient once, and numbers; whatever the length.
+
+  Those of A and of the router are one product, and travel together.
+  """
   own = run("sira", "data")
   found = collectives(own.text)
-  sizes = collections.Counter(
-    leaf.size for leaf in jax.tree.leaves(own.states[0])
-  )
+  leaves, _ = jax.tree_util.tree_flatten_with_path(own.states[0])
+  sizes = collections.Counter()
+  for path, leaf in leaves:
+    site = jax.tree_util.keystr(path).split("['adapter']")[0]
+    sizes[site, "'B'" in jax.tree_util.keystr(path)] += leaf.size
+  sizes = collections.Counter(sizes.values())
   assert len(sizes) > 3
   numbers = found.pop(("all-reduce", 1))
   assert found == {("all-reduce", size): n for size, n in sizes.items()}
@@ -275,20 +281,19 @@ def through_blocks(rules):
 def test_tensor_parallel_adapters_add_sums_over_ranks_alone():
   """The base sums [batch length d] alone, as often as it does without them.
 
-  A site adds one sum of [batch length experts * rank], of x A where d is
-  divided and of dy B^T where f is; and where d is divided one of the router's
-  logits, [batch length experts]. Each is a 1 / d part of a sum of the base's,
-  times experts * rank or experts.
+  A site adds one sum: where f is divided of dy B^T, [batch length experts *
+  rank]; where d is, of x A with the router's logits, which are experts more.
+  Each is a 1 / d part of a sum of the base's, times these.
   """
-  tokens, sites = ROWS * LENGTH, 2 * CONFIG.layers
+  tokens, ranks = ROWS * LENGTH, SIRA.experts * SIRA.rank
   plain = through_blocks([])
   assert set(plain) == {("all-reduce", tokens * CONFIG.d_model)}
   assert plain.total() <= 7 * CONFIG.layers
   adapted = through_blocks(RULES["sira"])
   assert adapted == plain + collections.Counter(
     {
-      ("all-reduce", tokens * SIRA.experts * SIRA.rank): sites,
-      ("all-reduce", tokens * SIRA.experts): sites // 2,
+      ("all-reduce", tokens * ranks): CONFIG.layers,
+      ("all-reduce", tokens * (ranks + SIRA.experts)): CONFIG.layers,
     }
   )
 

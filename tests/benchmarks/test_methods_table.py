@@ -11,8 +11,13 @@ import ml_collections
 import pytest
 
 from benchmarks import methods as benchmark
+from benchmarks import trials
 from sira_jax import configuration
 from tests import tiny_base
+
+
+def named(*settings):
+  return {name: benchmark.flags(name) for name in settings}
 
 
 def finish(run, *, exact=(0.0, 0.0), loose=None, seconds=(), rules=None):
@@ -46,7 +51,7 @@ def finish(run, *, exact=(0.0, 0.0), loose=None, seconds=(), rules=None):
 
 
 def test_table(tmp_path):
-  runs = benchmark.plan(["lora", "sira", "frozen"], [0, 1], tmp_path)
+  runs = trials.plan(named("lora", "sira", "frozen"), [0, 1], tmp_path)
   lora_0, sira_0, frozen_0, lora_1, sira_1, _ = runs
   # A slow machine at seed 1: ratios are of one seed's medians, 3 and 2.
   finish(lora_0, exact=(50, 20), loose=10, seconds=(1, 1, 9))
@@ -74,9 +79,9 @@ def test_table(tmp_path):
 
 
 def test_settings_that_differ_are_said(tmp_path):
-  runs = benchmark.plan(["lora", "sira"], [0, 1], tmp_path)
+  runs = trials.plan(named("lora", "sira"), [0, 1], tmp_path)
   for run in runs:
-    finish(run, rules={"all": run.method})
+    finish(run, rules={"all": run.setting})
   assert benchmark.unequal(runs) == []
   for run in (runs[1], runs[3]):
     config = json.loads((run.workdir / "config.json").read_text())
@@ -86,38 +91,38 @@ def test_settings_that_differ_are_said(tmp_path):
 
 
 def test_a_stopped_sequence_continues(tmp_path, capsys):
-  runs = benchmark.plan(["lora", "sira"], [0, 1], tmp_path)
+  runs = trials.plan(named("lora", "sira"), [0, 1], tmp_path)
   launched, received = [], []
 
   def launch(run):
-    launched.append((run.method, run.seed))
+    launched.append((run.setting, run.seed))
     if len(launched) == 2:
       received.append(signal.SIGTERM)  # it is passed on, and the run stops
       return 75
     finish(run)
     return 0
 
-  assert benchmark.run_all(runs, launch, received) == []
+  assert trials.run_all(runs, launch, received) == []
   assert launched == [("lora", 0), ("sira", 0)]
-  assert benchmark.run_all(runs, launch, []) == []
+  assert trials.run_all(runs, launch, []) == []
   assert launched[2:] == [("sira", 0), ("lora", 1), ("sira", 1)]
   assert "1/4  lora, seed 0: finished before" in capsys.readouterr().out
-  assert benchmark.run_all(runs, None, []) == []
+  assert trials.run_all(runs, None, []) == []
 
 
 def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path, capsys):
-  runs = benchmark.plan(["lora", "sira"], [0], tmp_path)
+  runs = trials.plan(named("lora", "sira"), [0], tmp_path)
 
   def launch(run):
     run.workdir.mkdir(parents=True)
-    if run.method == "lora":
+    if run.setting == "lora":
       lines = "".join(f"line {n}\n" for n in range(30))
       run.log.write_text(f"{lines}error: no such layer\n")
       return 1
     finish(run)
     return 0
 
-  assert benchmark.run_all(runs, launch, []) == [runs[0]]
+  assert trials.run_all(runs, launch, []) == [runs[0]]
   said = capsys.readouterr().out
   assert "FAILED with 1" in said and "error: no such layer" in said
   assert "line 29" in said and "line 1\n" not in said
@@ -150,7 +155,7 @@ def test_a_signal_is_passed_on_once(tmp_path):
   thread = threading.Thread(target=signals)
   thread.start()
   command = [sys.executable, "-c", CHILD]
-  assert benchmark.supervise(command, log, received) == 75
+  assert trials.supervise(command, log, received) == 75
   thread.join()
   assert log.read_text().splitlines() == ["before", "ready", "stopping"]
 
@@ -169,7 +174,7 @@ def test_no_child_outlives_a_second_signal(tmp_path):
   child = "import os; print(os.getpid(), 'ready', flush=True)\n"
   child += "import time; time.sleep(60)"
   with pytest.raises(KeyboardInterrupt):
-    benchmark.supervise([sys.executable, "-c", child], log, Received())
+    trials.supervise([sys.executable, "-c", child], log, Received())
   pid = int(log.read_text().split()[0])
   with pytest.raises(ProcessLookupError):
     os.kill(pid, 0)
@@ -194,7 +199,7 @@ def test_sizes(tmp_path):
     ("full", {}, (2 * 32 * 96, 2 * 32 * 96)),
   ]
   for seed, (method, settings, sizes) in enumerate(expected):
-    (run,) = benchmark.plan([method], [seed], tmp_path)
+    (run,) = trials.plan(named(method), [seed], tmp_path)
     rule = configuration.rule(path, method, **settings)
     config = ml_collections.ConfigDict({"base": base, "rules": {"all": rule}})
     run.workdir.mkdir(parents=True)

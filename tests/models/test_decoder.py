@@ -301,3 +301,41 @@ def test_attention_by_hand():
     got[0, 0, :, :2], [[high, 1 - high], [1 - high, high]], rtol=1e-6
   )
   np.testing.assert_allclose(got[0, 1, :, :2], np.full((2, 2), 0.5))
+
+
+def back_through_tied_logits(rows, hidden, slope):
+  def scores(rows, hidden):
+    table = nnx.eval_shape(lambda: nnx.Embed(24, 16, rngs=nnx.Rngs(0)))
+    table.embedding.set_value(rows)
+    return layers.tied_logits(table, hidden)
+
+  return jax.vjp(scores, rows, hidden)[1](slope)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"),
+  [(jnp.float32, 1e-5), (jnp.float16, 5e-3), (jnp.bfloat16, 5e-2)],
+)
+def test_back_through_tied_logits(dtype, tolerance):
+  rng = np.random.default_rng(0)
+  rows, hidden, slope = (
+    rng.normal(size=shape) for shape in ((24, 16), (2, 3, 16), (2, 3, 24))
+  )
+  given = jnp.asarray(rows, dtype), jnp.asarray(hidden, dtype)
+  given = (*given, jnp.asarray(slope, jnp.float32))
+  to_rows, to_hidden = back_through_tied_logits(*given)
+  assert to_rows.dtype == to_hidden.dtype == dtype
+  bounds = dict(rtol=tolerance, atol=tolerance)
+  np.testing.assert_allclose(np.float64(to_hidden), slope @ rows, **bounds)
+  expected = np.einsum("blv,bld->vd", slope, hidden)
+  np.testing.assert_allclose(np.float64(to_rows), expected, **bounds)
+  text = jax.jit(back_through_tied_logits).lower(*given).as_text()
+  operands = [
+    line[line.rindex(" : ") : line.rindex("->")]
+    for line in text.splitlines()
+    if "dot_general" in line
+  ]
+  # Small float16 numbers would be lost.
+  kind = {jnp.bfloat16: "bf16>"}.get(dtype, "f32>")
+  assert len(operands) == 2
+  assert all(kind in one.split(", ")[0] for one in operands)

@@ -269,6 +269,16 @@ def test_positions_at_a_time(monkeypatch, platform, places, length, expected):
   assert losses._chunk(logits, hidden) == expected
 
 
+@pytest.mark.parametrize(
+  "most, length, expected", [(65, 100, 64), (65, 60, 60), (7, 100, 7)]
+)
+def test_whole_tiles_of_positions(monkeypatch, most, length, expected):
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  monkeypatch.setattr(losses, "_LOGITS", 4 * 32 * most)
+  hidden = jax.ShapeDtypeStruct((4, length, D), jnp.float32)
+  assert losses._chunk(logits, hidden) == expected
+
+
 def test_the_platform_is_that_of_the_mesh():
   assert sharding.platform() == "cpu"
   with sharding.use(meshes.mesh()):

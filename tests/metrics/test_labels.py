@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from sira_jax import metrics
 
@@ -72,14 +73,21 @@ def test_missing_predictions_are_refused(metric):
     metric([], [])
 
 
-def test_pearson_by_hand():
-  """What is no number counts as the mean, 4 of 2, 4 and 6.
+def test_f1_of_one_class_is_sklearns():
+  generator = np.random.default_rng(2)
+  targets, predictions = generator.integers(0, 2, (2, 40))
+  names = np.array(["not_equivalent", "equivalent"])
+  found = metrics.METRICS["f1_equivalent"](
+    list(names[targets]), list(names[predictions])
+  )
+  expected = sklearn.metrics.f1_score(targets, predictions)
+  assert found == {"f1": pytest.approx(100 * expected)}
 
-  Less their means: (-2, 0, 2, 0) and (-1.5, -0.5, 0.5, 1.5), whose product is
-  3 + 1 = 4, of sqrt(8 * 5).
-  """
-  found = metrics.pearson(["1", "2", "3", "4"], ["2", "4", "6", "red"])
-  assert found["pearson"] == pytest.approx(400 / 40**0.5)
-  assert metrics.pearson(["1", "2"], ["3", "3"]) == {"pearson": 0.0}
-  with pytest.raises(ValueError, match="targets that are numbers"):
-    metrics.pearson(["one", "2"], ["1", "2"])
+
+def test_f1_of_an_answer_that_is_no_class():
+  """TP 1; an odd answer misses one, and is a false alarm: 2 / (2 + 2)."""
+  targets = ["duplicate", "duplicate", "not_duplicate", "not_duplicate"]
+  predictions = ["duplicate ", "dup", "dup", "not_duplicate"]
+  f1 = metrics.METRICS["f1_duplicate"]
+  assert f1(targets, predictions) == {"f1": 50.0}
+  assert f1(["no"], ["no"]) == {"f1": 0.0}

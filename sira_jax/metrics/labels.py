@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric functions of targets and predictions, as seqio's, in percent."""
+"""Metrics of answers that are right or wrong, and of classes, in percent."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
 
-import numpy as np
+from sira_jax.metrics import references
 
 
 def exact_match(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> dict[str, float]:
-  """Share of predictions that equal their target.
+  """Share of predictions that equal their target, or one of several.
 
   Raises:
     ValueError: if there are no targets, or not one prediction for each.
@@ -27,6 +27,7 @@ def intent_accuracy(
   Raises:
     ValueError: if there are no targets, or not one prediction for each.
   """
+  references.check_single(targets, predictions)
   share = _share_equal(
     [target.partition("(")[0] for target in targets],
     [prediction.partition("(")[0] for prediction in predictions],
@@ -42,27 +43,10 @@ def accuracy(
   Raises:
     ValueError: as `exact_match`.
   """
-  return {"accuracy": _share_equal(_stripped(targets), _stripped(predictions))}
-
-
-def token_f1(
-  targets: Sequence[str], predictions: Sequence[str]
-) -> dict[str, float]:
-  """Mean of each prediction's F1 of words, in lower case, in any order.
-
-  SQuAD's script also drops punctuation and English articles, which other
-  languages do not have; this does not.
-
-  Raises:
-    ValueError: as `exact_match`.
-  """
-  _check(targets, predictions)
-  scores = []
-  for target, prediction in zip(targets, predictions, strict=True):
-    one, two = target.lower().split(), prediction.lower().split()
-    shared = (collections.Counter(one) & collections.Counter(two)).total()
-    scores.append(2 * shared / max(len(one) + len(two), 1))
-  return {"token_f1": 100.0 * sum(scores) / len(scores)}
+  bare = [
+    references.join(_stripped(references.of(target))) for target in targets
+  ]
+  return {"accuracy": _share_equal(bare, _stripped(predictions))}
 
 
 def macro_f1(
@@ -75,7 +59,7 @@ def macro_f1(
   Raises:
     ValueError: as `exact_match`.
   """
-  _check(targets, predictions)
+  references.check_single(targets, predictions)
   targets, predictions = _stripped(targets), _stripped(predictions)
   right = collections.Counter(
     one for one, two in zip(targets, predictions, strict=True) if one == two
@@ -87,6 +71,32 @@ def macro_f1(
     for label in of_targets
   ]
   return {"macro_f1": 100.0 * sum(scores) / len(scores)}
+
+
+def f1(
+  targets: Sequence[str], predictions: Sequence[str], *, positive: str
+) -> dict[str, float]:
+  """F1 = 2 TP / (2 TP + FP + FN) of one class; 0 where there is none of it.
+
+  A prediction that is no target's text is an error: a miss of the class, or a
+  false alarm where the target is another. So counts T5
+  (`f1_score_with_invalid`); GLUE's own scripts see no such answers. GLUE's
+  metric of MRPC and QQP, and F1a of SuperGLUE's MultiRC.
+
+  Raises:
+    ValueError: as `exact_match`, or a target of several answers.
+  """
+  references.check_single(targets, predictions)
+  targets, predictions = _stripped(targets), _stripped(predictions)
+  known = {positive, *targets}
+  right = wrong = 0
+  for target, prediction in zip(targets, predictions, strict=True):
+    right += target == prediction == positive
+    wrong += target != prediction and (
+      positive in (target, prediction) or prediction not in known
+    )
+  whole = 2 * right + wrong
+  return {"f1": 100.0 * 2 * right / whole if whole else 0.0}
 
 
 def matthews(
@@ -103,7 +113,7 @@ def matthews(
   Raises:
     ValueError: as `exact_match`.
   """
-  _check(targets, predictions)
+  references.check_single(targets, predictions)
   targets, predictions = _stripped(targets), _stripped(predictions)
   size = len(targets)
   right = sum(one == two for one, two in zip(targets, predictions, strict=True))
@@ -115,64 +125,14 @@ def matthews(
   return {"matthews": 100.0 * above / math.sqrt(spread) if spread else 0.0}
 
 
-def pearson(
-  targets: Sequence[str], predictions: Sequence[str]
-) -> dict[str, float]:
-  """Pearson's correlation of numbers, -100 to 100; 0 where all are equal.
-
-  A prediction that is no number counts as the mean of those that are. One of
-  GLUE's two metrics of STS-B.
-
-  Raises:
-    ValueError: as `exact_match`, or a target that is no number.
-  """
-  _check(targets, predictions)
-  found = np.array([_number(text) for text in predictions])
-  if np.isnan(found).any():
-    known = found[~np.isnan(found)]
-    found[np.isnan(found)] = known.mean() if known.size else 0.0
-  wanted = np.array([_number(text) for text in targets])
-  if np.isnan(wanted).any():
-    raise ValueError("Expected targets that are numbers, for pearson.")
-  found, wanted = found - found.mean(), wanted - wanted.mean()
-  spread = math.sqrt((found**2).sum() * (wanted**2).sum())
-  value = 100.0 * float((found * wanted).sum()) / spread if spread else 0.0
-  return {"pearson": value}
-
-
-def _number(text: str) -> float:
-  try:
-    value = float(text)
-  except ValueError:
-    return math.nan
-  return value if math.isfinite(value) else math.nan
-
-
-METRICS: dict[str, Callable[..., dict[str, float]]] = {
-  "exact_match": exact_match,
-  "accuracy": accuracy,
-  "intent_accuracy": intent_accuracy,
-  "token_f1": token_f1,
-  "macro_f1": macro_f1,
-  "matthews": matthews,
-  "pearson": pearson,
-}
-"""Those that a config may name."""
-
-
 def _stripped(texts: Sequence[str]) -> list[str]:
   return [text.strip() for text in texts]
 
 
-def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
-  if not len(targets) or len(targets) != len(predictions):
-    raise ValueError(
-      "Expected at least one target and a prediction for each, got"
-      f" {len(targets)} targets and {len(predictions)} predictions."
-    )
-
-
 def _share_equal(targets: Sequence[str], predictions: Sequence[str]) -> float:
-  _check(targets, predictions)
-  equal = sum(a == b for a, b in zip(targets, predictions, strict=True))
+  references.check(targets, predictions)
+  equal = sum(
+    prediction in references.of(target)
+    for target, prediction in zip(targets, predictions, strict=True)
+  )
   return 100.0 * equal / len(targets)
