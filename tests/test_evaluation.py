@@ -93,7 +93,7 @@ def test_tables_of_other_sets_are_refused():
 def test_each_set_gets_its_own_predictions(monkeypatch):
   """All sets are decoded at once, in evaluation mode."""
   sets = [
-    Set(task, "en", False, inputs, ("20",) * len(inputs))
+    Set(task, "en", False, inputs, ("10", "20")[: len(inputs)])
     for task, inputs in (("a", [[1], [2]]), ("none", []), ("b", [[3, 4]]))
   ]
   model = types.SimpleNamespace(training=True)
@@ -120,13 +120,13 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
   )
   assert predictions == [["10", "20"], [], ["70"]]
   assert [dataclasses.replace(one, intervals={}) for one in results] == [
-    result("a", "en", False, 2, right=50),
+    result("a", "en", False, 2, right=100),
     result("none", "en", False, 0, right=0),
     result("b", "en", False, 1, right=0),
   ]
-  # One of two is right: none, one or both of two draws.
+  # Whichever are drawn, each with its own target.
   assert [one.intervals for one in results] == [
-    {"right": [0, 100]},
+    {"right": [100, 100]},
     {},
     {"right": [0, 0]},
   ]
