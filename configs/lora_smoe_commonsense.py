@@ -23,7 +23,6 @@ from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration, expert_budget, sharding
-from sira_jax.data.suites import commonsense, reading
 
 BATCH = 128
 # 3 epochs of 15,000 examples, by the name of their file.
@@ -115,6 +114,9 @@ def _whole() -> ml_collections.ConfigDict:
 
 def _take_suite(config: ml_collections.ConfigDict) -> None:
   """The eight tasks instead of commands and dates."""
+  # Here, so that the others need no TensorFlow where they have a cache.
+  from sira_jax.data.suites import commonsense, reading
+
   config.suites = dict(
     commonsense=configuration.group(reading.Suite, folder="data/commonsense")
   )

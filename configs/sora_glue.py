@@ -23,7 +23,6 @@ from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration, sharding
-from sira_jax.data.suites import reading
 from sira_jax.training import sparsifying
 
 # RTE's 2,490 examples in batches of 32.
@@ -121,6 +120,9 @@ def _whole() -> ml_collections.ConfigDict:
 
 def _take_rte(config: ml_collections.ConfigDict) -> None:
   """GLUE's RTE instead of commands and dates."""
+  # Here, so that the others need no TensorFlow where they have a cache.
+  from sira_jax.data.suites import reading
+
   config.suites = dict(
     glue=configuration.group(reading.Suite, folder="data/glue")
   )
