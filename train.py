@@ -213,7 +213,7 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
   if results is None:
     print("\nEvaluating before training ...", flush=True)
     begun = time.monotonic()
-    results, _ = assembly.score(run, config, sets=run.data.sets)
+    results, _ = assembly.score(run, config, sets=run.data.sets, intervals=True)
     runs.write(file, evaluation.dumps(results))
     print(f"took {progress.duration(time.monotonic() - begun)}")
   return results
@@ -310,8 +310,10 @@ def keep_study(study, workdir) -> None:
 def last_scores(run, config, workdir, before) -> None:
   """Evaluates the trained adapters and leaves the run's results."""
   print("\nEvaluating after training ...", flush=True)
-  after, predictions = assembly.score(run, config, sets=run.data.sets)
-  assembly.save_predictions(
+  after, predictions = assembly.score(
+    run, config, sets=run.data.sets, intervals=True
+  )
+  evaluation.save_predictions(
     workdir / "predictions.jsonl", run.data.sets, predictions
   )
   routing = analysis.routing(run.base.model, run.data.sets)

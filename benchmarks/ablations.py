@@ -85,15 +85,17 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def right(run: Run) -> dict[tuple[str, str, str], bool]:
-  """(task, language, prompt) -> whether the prediction is the target."""
+def right(run: Run) -> list[tuple[tuple[str, str, str], bool]]:
+  """(task, language, prompt) of each example, and whether it was answered."""
   lines = (run.workdir / "predictions.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
-  return {
-    (row["task"], row["language"], row["prompt"]): row["prediction"]
-    == row["target"]
+  return [
+    (
+      (row["task"], row["language"], row["prompt"]),
+      row["prediction"] == row["target"],
+    )
     for row in rows
-  }
+  ]
 
 
 def differences(own: Sequence[Run], reference: Sequence[Run]) -> np.ndarray:
@@ -109,9 +111,10 @@ def differences(own: Sequence[Run], reference: Sequence[Run]) -> np.ndarray:
   rows = []
   for one, two in pairs:
     mine, its = right(one), right(two)
-    if mine.keys() != its.keys():
+    if [key for key, _ in mine] != [key for key, _ in its]:
       raise ValueError(f"{one.name} and {two.name} have not the same examples.")
-    rows.append([float(mine[key]) - float(its[key]) for key in sorted(mine)])
+    pairs_of = zip(mine, its, strict=True)
+    rows.append([float(a) - float(b) for (_, a), (_, b) in pairs_of])
   return np.mean(rows, axis=0)
 
 
@@ -141,7 +144,11 @@ def comparison(finished: Sequence[Run]) -> str:
   for name, group in by_setting.items():
     if name == REFERENCE:
       continue
-    found = differences(group, by_setting[REFERENCE])
+    try:
+      found = differences(group, by_setting[REFERENCE])
+    except ValueError as error:
+      lines.append(f"| {name} | {error} | |")
+      continue
     lines.append(
       f"| {name} | {100 * found.mean():+.1f} | {p_value(found):.3f} |"
     )
@@ -159,12 +166,15 @@ def report(finished: Sequence[Run]) -> str:
 def main() -> None:
   """Reads the command line."""
   parser = trials.options(__doc__)
-  parser.add_argument("--only", help=f"some of: {', '.join(SETTINGS)}")
+  parser.add_argument("--only", help=f"some of: {'; '.join(SETTINGS)}")
   parser.set_defaults(out=pathlib.Path("runs/ablations"))
   given = parser.parse_args()
   names = list(SETTINGS)
   if given.only:
     names = [name.strip() for name in given.only.split(";")]
+    unknown = sorted(set(names) - set(SETTINGS))
+    if unknown:
+      parser.error(f"no settings {unknown}; there are: {'; '.join(SETTINGS)}")
   trials.run({name: SETTINGS[name] for name in names}, given, report)
 
 

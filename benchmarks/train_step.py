@@ -376,6 +376,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   # PyTorch wants some of a GPU's memory, too.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   preset = PRESETS[given.pop("preset")]
+  known = {name for one in PRESETS.values() for name in one.programs}
+  unknown = sorted({*(given["programs"] or ())} - known)
+  if unknown:
+    parser.error(f"no programs {unknown}; there are: {sorted(known)}")
   places = {f.name for f in dataclasses.fields(Setting)}
   changed = {n: v for n, v in given.items() if n in places and v is not None}
   setting = dataclasses.replace(preset.setting, **changed)

@@ -89,8 +89,8 @@ def run_all(
   Args:
     planned: in this order.
     launch: runs one to its end, and returns what it exits with.
-    received: signals; none is launched once there is one. What ends this
-      function adds one that kills.
+    received: signals; none is launched once there is one. A KeyboardInterrupt
+      adds one that kills.
     jobs: how many run at once.
   """
 
@@ -103,7 +103,11 @@ def run_all(
       return False
     print(f"{where}: {run.log}", flush=True)
     begun = time.monotonic()
-    code = launch(run)
+    try:
+      code = launch(run)
+    except OSError as error:
+      print(f"{run.name} FAILED: {error}", flush=True)
+      return True
     if code and not received:
       last = run.log.read_text(errors="replace").splitlines()[-10:]
       print("\n  ".join([f"{run.name} FAILED with {code}:", *last]), flush=True)
@@ -115,7 +119,7 @@ def run_all(
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     try:
       failed = list(pool.map(one, range(1, len(planned) + 1), planned))
-    except BaseException:  # a second signal
+    except KeyboardInterrupt:  # a second signal
       received.append(signal.SIGKILL)
       raise
   return [run for run, bad in zip(planned, failed, strict=True) if bad]
@@ -172,7 +176,7 @@ def supervise(
         sent += 1
       time.sleep(0.05)
   finally:
-    if child.poll() is None:  # a second signal ended the loop
+    if child.poll() is None:
       child.kill()
       child.wait()
   return child.returncode

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import re
 
@@ -16,7 +15,6 @@ import optax
 
 from sira_jax import (
   adapted,
-  distributed,
   evaluation,
   expert_budget,
   lengths,
@@ -236,7 +234,17 @@ def read(
     memory=len(adapted.stages(config)) > 1,
   )
   check_prompts(config, data.sets, limit)
+  for one in data.sets:
+    _check_metrics(one)
   return data
+
+
+def _check_metrics(one):
+  """That what its metrics need is there, before there is much to be lost."""
+  try:
+    run_data.score(one, one.targets)
+  except ModuleNotFoundError as error:
+    raise ValueError(f"The task {one.task} cannot be scored: {error}") from None
 
 
 def plan(
@@ -344,46 +352,25 @@ def score(
   config: ml_collections.ConfigDict,
   *,
   sets: Sequence[run_data.EvaluationSet],
+  intervals: bool = False,
 ) -> tuple[list[evaluation.Result], list[list[str]]]:
   """Answers and scores some of the run's sets, with the model as it is."""
   labels = adapted.labels(config)
+  how = dict(score=run_data.score, intervals=intervals)
   if labels is not None:
     return evaluation.classify(
       assembly.base.model,
       sets,
-      score=run_data.score,
       labels=labels,
+      **how,
       batch_size=config.decoding.batch_size,
     )
   base = assembly.base
   return evaluation.evaluate(
     assembly.base.model,
     sets,
-    score=run_data.score,
+    **how,
     text=functools.partial(texts.decode, base.tokenizer, eos_id=base.eos_id),
     eos_id=base.eos_id,
     **config.decoding,
   )
-
-
-def save_predictions(
-  file: pathlib.Path,
-  sets: Sequence[run_data.EvaluationSet],
-  predictions: Sequence[Sequence[str]],
-) -> None:
-  """JSONL: task, language, prompt, target and prediction of every example."""
-  if not distributed.first():
-    return
-  with file.open("w") as stream:
-    for one, answers in zip(sets, predictions, strict=True):
-      for prompt, target, answer in zip(
-        one.prompts, one.targets, answers, strict=True
-      ):
-        row = dict(
-          task=one.task,
-          language=one.language,
-          prompt=prompt,
-          target=target,
-          prediction=answer,
-        )
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")

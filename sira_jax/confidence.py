@@ -32,7 +32,8 @@ def intervals(
   Args:
     targets: as `score` takes them.
     predictions: likewise.
-    score: the metrics of targets and predictions.
+    score: the metrics of targets and predictions; always the same, of any
+      examples.
     seed: of the draws; the same gives the same intervals.
 
   Raises:

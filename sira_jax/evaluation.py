@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
 from typing import Any, Protocol
 
 from flax import nnx
 import jax
 
-from sira_jax import confidence, decoding, prompts, sharding
+from sira_jax import confidence, decoding, distributed, prompts, sharding
 
 Scores = Mapping[str, float]
 
@@ -24,6 +25,7 @@ class EvaluationSet(Protocol):
   zero_shot: bool
   inputs: Sequence[Sequence[int]]
   targets: Sequence[str]
+  prompts: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ def evaluate(
   eos_id: int,
   max_new_tokens: int,
   batch_size: int,
+  intervals: bool = False,
 ) -> tuple[list[Result], list[list[str]]]:
   """Decodes every example of `sets` greedily and scores each set.
 
@@ -69,6 +72,7 @@ def evaluate(
     eos_id: ends an answer.
     max_new_tokens: longest answer.
     batch_size: examples decoded at once, over all sets.
+    intervals: whether to say how far the scores may be luck; see `confidence`.
 
   Returns:
     The results and the predictions, one of each per set.
@@ -81,7 +85,7 @@ def evaluate(
     eos_id=eos_id,
     batch_size=batch_size,
   )
-  return _results(sets, map(text, ids), score)
+  return _results(sets, map(text, ids), score, intervals)
 
 
 def classify(
@@ -91,6 +95,7 @@ def classify(
   score: Callable[[EvaluationSet, Sequence[str]], Scores],
   labels: Sequence[str],
   batch_size: int,
+  intervals: bool = False,
 ) -> tuple[list[Result], list[list[str]]]:
   """As `evaluate`, of an encoder with a head: its likeliest label, or number.
 
@@ -100,6 +105,7 @@ def classify(
     score: a set's metrics for its predictions.
     labels: the head's; none where it gives a number.
     batch_size: examples scored at once, over all sets.
+    intervals: as `evaluate`'s.
   """
   model.eval()
   graph, state = nnx.split(model)
@@ -114,7 +120,7 @@ def classify(
     found = jax.device_get(_scores(graph, state, placed))
     for index, row in zip(indices, found, strict=False):
       answers[index] = labels[row.argmax()] if labels else f"{row[0]:.6g}"
-  return _results(sets, answers, score)
+  return _results(sets, answers, score, intervals)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -123,7 +129,7 @@ def _scores(graph, state, tokens):
   return sharding.constrain(model(tokens)[:, 0], None, None)
 
 
-def _results(sets, answers, score):
+def _results(sets, answers, score, intervals):
   """The results, and the predictions by set."""
   answers = iter(answers)
   predictions = [
@@ -136,7 +142,7 @@ def _results(sets, answers, score):
       zero_shot=one.zero_shot,
       count=len(one.inputs),
       scores=score(one, answer),
-      intervals=_intervals(one, answer, score),
+      intervals=_intervals(one, answer, score) if intervals else {},
     )
     for one, answer in zip(sets, predictions, strict=True)
   ]
@@ -153,6 +159,29 @@ def _intervals(one, answers, score):
       dataclasses.replace(one, targets=tuple(targets)), some
     ),
   )
+
+
+def save_predictions(
+  file: pathlib.Path,
+  sets: Sequence[EvaluationSet],
+  predictions: Sequence[Sequence[str]],
+) -> None:
+  """JSONL: task, language, prompt, target and prediction of every example."""
+  if not distributed.first():
+    return
+  with file.open("w") as stream:
+    for one, answers in zip(sets, predictions, strict=True):
+      for prompt, target, answer in zip(
+        one.prompts, one.targets, answers, strict=True
+      ):
+        row = dict(
+          task=one.task,
+          language=one.language,
+          prompt=prompt,
+          target=target,
+          prediction=answer,
+        )
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def means(results: Sequence[Result]) -> list[Result]:

@@ -79,10 +79,14 @@ ABOVE = {
 }
 # What the rooms of the package may not import of it.
 WALLS = {
-  "adapters": {"models", "data", "training", "formats", *ABOVE},
-  "models": {"adapters", "data", "training", "formats", *ABOVE},
-  "training": {"models", "data", "formats", *ABOVE},
-  "formats": {"data", "training", *ABOVE},
+  "adapters": {"models", "data", "cached", "training", "formats", *ABOVE},
+  "models": {"adapters", "data", "cached", "training", "formats", *ABOVE},
+  "training": {"models", "data", "cached", "formats", *ABOVE},
+  "formats": {"data", "cached", "training", *ABOVE},
+  "metrics": {
+    *("adapters", "models", "data", "cached", "training", "formats"),
+    *ABOVE,
+  },
   "data": {"adapters", "models", "training", "formats", *ABOVE},
   "cached": {"adapters", "models", "data", "training", "formats", *ABOVE},
 }
@@ -107,6 +111,18 @@ def test_who_knows_the_data():
     )
   }
   outside = {n for n in knowing if not n.startswith("sira_jax/data/")}
+  assert outside == {"sira_jax/assembly.py", "sira_jax/validation.py"}
+
+
+def test_who_knows_the_cache():
+  """The data room, and whoever reads one or the other."""
+  knowing = {
+    name(file)
+    for file in [*PACKAGE, *ROOT.glob("*.py")]
+    if any(room(m) == "cached" for m in imported(file))
+  }
+  own = ("sira_jax/cached/", "sira_jax/data/")
+  outside = {n for n in knowing if not n.startswith(own)}
   assert outside == {"sira_jax/assembly.py", "sira_jax/validation.py"}
 
 

@@ -68,15 +68,28 @@ class Cluster:
     return [log.read_text() for log in self.logs]
 
 
-def start(run, *, processes, devices, more=()):
-  """Starts train.py in so many processes, on so many devices each."""
+IMPATIENT = """
+import runpy, sys
+from sira_jax import distributed
+
+distributed.PATIENCE = 5
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start(run, *, processes, devices, more=(), script=()):
+  """Starts train.py in so many processes, on so many devices each.
+
+  `script` are words before its name, for the interpreter.
+  """
   flag = f"--xla_force_host_platform_device_count={devices}"
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   found = Cluster([], [])
   for number in range(processes):
-    command = [*run._command, *more]
+    command = [run._command[0], *script, *run._command[1:], *more]
     if processes > 1:
       command += [f"--coordinator=localhost:{port}", f"--process={number}"]
       command += [f"--processes={processes}"]
@@ -133,6 +146,27 @@ def test_a_killed_process_ends_the_other_and_both_go_on(
   codes = cluster.wait(120)
   assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None)
   assert 0 < int(run.checkpoints(whole=True)[-1].name) < STEPS
+  cluster = start(run, processes=2, devices=4)
+  assert cluster.wait() == [0, 0], cluster.texts()
+  assert "Continuing at step" in cluster.texts()[0]
+  assert faults.differences(whole, run) == []
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_process_ends_the_other_and_both_go_on(
+  tmp_path, arguments, whole, frozen
+):
+  run = faults.Run(tmp_path / "run", arguments)
+  cluster = start(run, processes=2, devices=4, script=("-c", IMPATIENT))
+  until(run, cluster, 4)
+  cluster.processes[frozen].send_signal(signal.SIGSTOP)
+  try:
+    code = cluster.processes[1 - frozen].wait(120)
+  finally:
+    cluster.processes[frozen].kill()
+    cluster.processes[frozen].wait()
+  assert code not in (0, 75)
+  assert "heartbeat" in cluster.texts()[1 - frozen].lower()
   cluster = start(run, processes=2, devices=4)
   assert cluster.wait() == [0, 0], cluster.texts()
   assert "Continuing at step" in cluster.texts()[0]

@@ -117,6 +117,7 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
     eos_id=2,
     max_new_tokens=7,
     batch_size=3,
+    intervals=True,
   )
   assert predictions == [["10", "20"], [], ["70"]]
   assert [dataclasses.replace(one, intervals={}) for one in results] == [

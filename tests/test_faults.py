@@ -337,7 +337,7 @@ def test_no_space(config, whole, tmp_path, monkeypatch, where):
     if where == "metrics":
       patch.setattr(metrics_log.MetricsLog, "append", failing_append)
     elif where == "predictions":
-      patch.setattr("sira_jax.assembly.save_predictions", full)
+      patch.setattr("sira_jax.evaluation.save_predictions", full)
     elif where == "checkpoint":
       patch.setattr(ocp.CheckpointManager, "save", full)
     else:

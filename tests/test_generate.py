@@ -17,6 +17,7 @@ from sira_jax import (
   checkpoints,
   configuration,
   decoding,
+  evaluation,
   generate,
   runs,
   sharding,
@@ -46,7 +47,7 @@ def _leave_run(config, workdir):
   runs.write(workdir / "config.json", configuration.as_json(config))
   _, predictions = assembly.score(run, config, sets=run.data.sets)
   file = workdir / "predictions.jsonl"
-  assembly.save_predictions(file, run.data.sets, predictions)
+  evaluation.save_predictions(file, run.data.sets, predictions)
   return workdir
 
 

@@ -118,7 +118,7 @@ class AdapterFactory:
     """
     router = self.router
     by_token = router and router.level == "token" and not router.shared
-    return bool(by_token) and self.execution == "rank_space"
+    return bool(by_token) and executions.by_ranks(self.execution)
 
   @property
   def terms(self) -> int:

@@ -204,6 +204,12 @@ def auto(
   return run(x, experts, weights=weights, slots=slots, k=k)
 
 
+def by_ranks(name: str) -> bool:
+  """Whether it is `rank_space`, as `auto` is here whatever the sizes."""
+  measured = jax.default_backend() in CROSSOVERS and not sharding.in_use()
+  return name == "rank_space" or (name == "auto" and not measured)
+
+
 EXECUTIONS = {
   "rank_space": rank_space,
   "dispatch": dispatch,

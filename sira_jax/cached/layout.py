@@ -29,6 +29,9 @@ from sira_jax import metrics, run_data
 FORMAT = 1
 MANIFEST = "cache.json"
 EVALUATION = "evaluation.json"
+# What cache.json has, beside its format.
+KEYS = ("config", "encoder", "evaluation", "files", "ids", "labels", "notes")
+KEYS += ("numbers", "tokenizer", "train")
 _COUNT = np.dtype("<u4")
 _IDS = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _CHUNK = 2**24
@@ -227,6 +230,8 @@ def _manifest(folder: epath.Path) -> dict[str, Any]:
   try:
     manifest = json.loads(file.read_text())
     number = manifest["format"]
+    if number == FORMAT:  # it has all that is read of it
+      _ = [manifest[name] for name in KEYS]
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f"{file} cannot be read: {error}. Write the cache anew: {HOW}"

@@ -15,10 +15,11 @@ import numpy as np
 
 from sira_jax import lengths as lengths_lib
 from sira_jax import run_data
-from sira_jax.cached import features, layout, matching, order, packing
 
 try:
   import grain
+
+  from sira_jax.cached import features, layout, matching, order, packing
 except ModuleNotFoundError as error:
   raise ModuleNotFoundError(
     f"A cache is read by grain, and {error.name} is not installed. Install the"

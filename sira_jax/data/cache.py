@@ -69,6 +69,8 @@ def write(config: ml_collections.ConfigDict, out: str, *, jobs: int = 1) -> str:
   if target.exists() and not (target / layout.MANIFEST).exists():
     raise ValueError(f"{target} is there and is no cache. Give another --out.")
   validation.check(config)
+  if target.exists():
+    _check_whole(target)
   draft = target.with_name(f".{target.name}.{os.getpid()}")
   draft.mkdir(parents=True)
   try:
@@ -140,6 +142,16 @@ def _examples(mixture: mixtures.Mixture, entry: run_data.Entry):
   end = [vocabulary.eos_id] if vocabulary.ends_targets else []
   ended = [[*one, *end] for one in targets]
   return list(zip(inputs, ended, strict=True))
+
+
+def _check_whole(target: epath.Path) -> None:
+  try:
+    layout.load(target)
+  except ValueError as error:
+    raise ValueError(
+      f"{error}\nOne that is there is never written over: remove {target}, or"
+      " give another --out."
+    ) from None
 
 
 def _check_same(target: epath.Path, manifest: Mapping[str, Any]) -> None:

@@ -173,7 +173,9 @@ def _chunk(logits, hidden) -> int:
   own = -(-rows // sharding.places())
   most = max(1, _LOGITS // (own * vocabulary))
   # Matrix units take whole tiles of positions: 65 of a row cost more than 64.
-  return min(length, most if most < 8 else most - most % 8)
+  if most >= length:
+    return length
+  return most if most < 8 else most - most % 8
 
 
 def _at_targets(loss, hiddens, chunk, **given):

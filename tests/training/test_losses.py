@@ -270,7 +270,8 @@ def test_positions_at_a_time(monkeypatch, platform, places, length, expected):
 
 
 @pytest.mark.parametrize(
-  "most, length, expected", [(65, 100, 64), (65, 60, 60), (7, 100, 7)]
+  "most, length, expected",
+  [(65, 100, 64), (65, 60, 60), (7, 100, 7), (103, 100, 100)],
 )
 def test_whole_tiles_of_positions(monkeypatch, most, length, expected):
   monkeypatch.setattr(sharding, "platform", lambda: "gpu")
