@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from sira_jax import run_data
 from sira_jax.data import evaluation, mixtures, tasks
 from sira_jax.data.suites import reading
 from tests.data.suites import folders
@@ -50,7 +51,7 @@ def test_a_mixture(glue, vocabulary):
   assert one.seen == 0
   labels = {4: "entailment", 5: "not_entailment"}
   assert set(one.targets) == set(labels.values())
-  assert evaluation.score(one, one.targets) == {"accuracy": 100.0}
+  assert run_data.score(one, one.targets) == {"accuracy": 100.0}
   assert found["glue_rte"].notes == (
     f"{glue}/rte/train.jsonl: 5 examples",
     f"{glue}/rte/validation.jsonl: 2 examples",
