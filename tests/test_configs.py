@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from configs import (
 )
 from sira_jax import adapted, assembly, validation
 from sira_jax.adapters import allocation
+from sira_jax.data.suites import commonsense
 from tests import tiny_run, tiny_t5
 
 CONFIGS = {
@@ -24,7 +27,8 @@ CONFIGS = {
   "lora_smoe_commonsense": lora_smoe_commonsense,
 }
 LARGE = {"llama3_8b": llama3_8b, "t5_xxl_multitask": t5_xxl_multitask}
-METHODS_PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
+ROOT = pathlib.Path(__file__).parents[1]
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 
 
 @pytest.mark.parametrize("name", CONFIGS | LARGE)
@@ -154,6 +158,18 @@ def test_the_suites_of_the_papers(tmp_path, monkeypatch):
   assert {json.loads(line)["prompt"] for line in lines} == {
     f"rte sentence1: It is {i}. sentence2: So.\n" for i in (6, 7)
   }
+
+
+def test_the_suite_is_whole():
+  """It is written out, so that no config imports TensorFlow."""
+  tasks = lora_smoe_commonsense.get_config("all").mixture.tasks
+  assert tasks == tuple(commonsense.TASKS)
+  program = "import sys, configs.sora_glue, configs.lora_smoe_commonsense\n"
+  program += "print('tensorflow' in sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize(
