@@ -6,8 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-import tokenizers
-
 from sira_jax import configuration, run_data, texts
 from sira_jax.cached import layout
 
@@ -99,13 +97,9 @@ def _divided_otherwise(base, sets, *, encoder) -> list[str]:
   """The first prompt that the base's tokenizer makes other ids of."""
   first = [] if base.first_id is None else [base.first_id]
   for one in sets:
-    found = _encoded(base.tokenizer, one.prompts)
+    found = texts.encode(base.tokenizer, one.prompts)
     for text, ids, expected in zip(one.prompts, found, one.inputs, strict=True):
       ids = texts.prompt([*first, *ids], eos_id=base.eos_id, encoder=encoder)
       if ids != list(expected):
         return [f"the ids of {text[:60]!r}: {expected} -> {ids}"]
   return []
-
-
-def _encoded(tokenizer: tokenizers.Tokenizer, prompts: Sequence[str]):
-  return texts.encode(tokenizer, prompts)
