@@ -12,6 +12,7 @@ is part of the time.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -21,23 +22,12 @@ from flax import nnx
 import jax
 import numpy as np
 
+from benchmarks import step_programs
 from sira_jax import decoding
 from sira_jax.adapters import methods, surgery
 from sira_jax.models import decoder
 
-CONFIG = decoder.DecoderConfig(
-  vocabulary_size=49_152,
-  layers=30,
-  d_model=576,
-  heads=9,
-  kv_heads=3,
-  head_dim=64,
-  d_ff=1536,
-  rope_theta=10_000.0,
-  norm_epsilon=1e-5,
-  tied_embeddings=True,
-  max_length=2048,
-)
+CONFIG = dataclasses.replace(step_programs.SMOLLM2_135M, max_length=2048)
 PROMPT = 64
 SITES = r".*_proj"
 REFERENCE = "merged"
