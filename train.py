@@ -16,7 +16,6 @@ gradient was no finite number, and with 1 and a line "error: ..." otherwise.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -28,12 +27,10 @@ from ml_collections import config_flags
 
 from sira_jax import (
   adapted,
-  analysis,
   assembly,
   checkpoints,
   configuration,
   distributed,
-  evaluation,
   metrics_log,
   nonfinite,
   pictures,
@@ -41,6 +38,8 @@ from sira_jax import (
   process,
   progress,
   runs,
+  scoring,
+  selection,
   sharding,
   stages,
   starting,
@@ -133,7 +132,7 @@ def train_and_score(config, workdir) -> None:
   print(f"workdir   {workdir}", flush=True)
   if run.counts is not None:
     keep_allocation(run, workdir)
-  before = first_scores(run, config, workdir, before)
+  before = scoring.first_scores(run, config, workdir, before)
   study = []
   for stage in run.stages:
     if stage.number:
@@ -143,18 +142,19 @@ def train_and_score(config, workdir) -> None:
       with process.user_errors():
         start = restore(run, config, workdir, stage)
     with process.stop_signals() as signals:
-      state = fit(run, config, workdir, stage, start, signals)
-    if signals or (state is not None and int(state.step) < stage.steps):
+      state, done = fit(run, config, workdir, stage, start, signals)
+    if signals or not done:
       print(f"\nStopped at step {int(state.step)}; saved in {workdir}.")
       print("The same command continues it.", flush=True)
       sys.exit(process.STOPPED)
     if state is not None:
       nnx.update(run.base.model, state.trainable, state.constants)
+      scoring.take_best(run, workdir, stage, int(state.step))
     if len(run.stages) > 1:
-      study.append(studied(run, config, workdir, stage))
+      study.append(scoring.studied(run, config, workdir, stage))
   if study:
-    keep_study(study, workdir)
-  last_scores(run, config, workdir, before)
+    scoring.keep_study(study, workdir)
+  scoring.last_scores(run, config, workdir, before)
 
 
 def restore(run, config, workdir, stage) -> training.TrainState | None:
@@ -189,69 +189,45 @@ def keep_allocation(run, workdir) -> None:
   print(f"\nExperts by layer:\n\n{allocation.table(run.counts)}\n", flush=True)
   file = workdir / "allocation.json"
   if not file.exists() and distributed.first():
-    _draw(pictures.allocation, run.counts, workdir / "allocation.png")
+    pictures.leave(pictures.allocation, run.counts, workdir / "allocation.png")
     draft = file.with_name(".allocation.json")
     allocation.save(run.counts, draft)
     draft.replace(file)  # whole, for all later starts go by it
 
 
-def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
-  """The scores before training: those given, or computed once in a run."""
-  file = workdir / "before.json"
+def fit(run, config, workdir, stage, state, signals):
+  """Trains to a stage's end, or until there is a signal; saves either way.
 
-  def read(text):
-    found = evaluation.loads(text)
-    names = [(one.task, one.language) for one in found]
-    if names != [(one.task, one.language) for one in run.data.sets]:
-      raise ValueError("it has not the scores of this run's evaluation sets")
-    return found
-
-  if text is not None:
-    runs.write(file, text)
-    return read(text)
-  results = runs.load(file, read)
-  if results is None:
-    print("\nEvaluating before training ...", flush=True)
-    begun = time.monotonic()
-    results, _ = assembly.score(run, config, sets=run.data.sets, intervals=True)
-    runs.write(file, evaluation.dumps(results))
-    print(f"took {progress.duration(time.monotonic() - begun)}")
-  return results
-
-
-def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
-  """Trains to a stage's end, or until there is a signal; saves either way."""
+  Returns the state, and whether the stage is at its end.
+  """
   first = 0 if state is None else int(state.step)
-  if first == stage.steps:
-    return state
-  total, every = stage.steps, config.training.checkpoint_every
+  folder = stages.folder(workdir, run.stages, stage)
+  chosen = selection.Selection(folder, config.get("selection"), step=first)
+  if due(config, stage, first):  # if it was stopped before it was scored
+    scoring.validate(run, config, chosen, state)
+  if first == stage.steps or chosen.exhausted:
+    return state, True
   action = config.training.nonfinite
   earlier = sum(one.steps for one in run.stages[: stage.number])
-  optimizer, schedule = assembly.optimizer(config, stage)
-  step = training.make(
-    run.base.model,
-    optimizer,
-    steps=total,
-    microbatches=config.training.microbatches,
-  )
+  step, schedule = learner(run, config, stage)
   # One batch a step: the position in the data is the number of the step.
   batches = run.data.batches(config.seed + stage.number, first)
   meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
-  line = progress.Progress(total=total, start=first)
+  line = progress.Progress(total=stage.steps, start=first)
   print("\nTraining; the first step compiles ...", flush=True)
-  folder = stages.folder(workdir, run.stages, stage)
   with (
-    checkpoints.Checkpoints(folder / "checkpoints") as saved,
+    checkpoints.Checkpoints(
+      folder / "checkpoints", best=lambda: chosen.best
+    ) as saved,
     contextlib.closing(
       metrics_log.MetricsLog(folder / "metrics.jsonl", step=first)
     ) as log,
   ):
-    for number in range(first + 1, total + 1):
+    for number in range(first + 1, stage.steps + 1):
       begun = time.monotonic()
       batch = next(batches)
       state, metrics = step(state, sharding.rows(batch))
-      metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-      metrics["examples"] = _examples(batch)
+      metrics = measured(metrics, batch)
       # The optimizer does not count the steps that were left out.
       updates = number - 1 - len(log.skipped)
       metrics["learning_rate"] = float(schedule(updates))
@@ -268,79 +244,44 @@ def fit(run, config, workdir, stage, state, signals) -> training.TrainState:
           raise stop
       # Once, for a signal may arrive between the two questions.
       stopped = distributed.stopping(signals, earlier + number)
-      if number % every == 0 or number == total or stopped:
+      if due(config, stage, number) or stopped:
         log.sync()  # a checkpoint never is on the disk before its metrics
         saved.save(state, step=number, meta=meta)
-      if stopped:
+      if due(config, stage, number) and not stopped:
+        line.pause(scoring.validate(run, config, chosen, state))
+      if stopped or chosen.exhausted:
         break
   if log.skipped:
     print(f"{len(log.skipped)} of {int(state.step)} steps were left out.")
-  return state
+  return state, number == stage.steps or chosen.exhausted
 
 
-def studied(run, config, workdir, stage):
-  """What a stage of a sparsifying schedule shows, computed once in a run."""
-  folder = stages.folder(workdir, run.stages, stage)
-  file = folder / "study.json"
-  found = runs.load(file, json.loads)
-  if found is None:
-    print(f"\nEvaluating stage {stage.number} ...", flush=True)
-    trained, _ = assembly.score(run, config, sets=run.data.memory)
-    tested, _ = assembly.score(run, config, sets=run.data.sets)
-    found = stages.measure(
-      run.base.model,
-      stage,
-      trained=trained,
-      tested=tested,
-      metrics=folder / "metrics.jsonl",
-    )
-    runs.write(file, json.dumps(found, indent=1))
-  return found
-
-
-def keep_study(study, workdir) -> None:
-  """Leaves what the stages show together, and says it."""
-  table = stages.table(study)
-  runs.write(workdir / "sparsity.json", json.dumps(study, indent=1))
-  runs.write(workdir / "sparsity.md", table + "\n")
-  _draw(pictures.sparsity, study, workdir / "sparsity.png")
-  print(f"\n{table}", flush=True)
-
-
-def last_scores(run, config, workdir, before) -> None:
-  """Evaluates the trained adapters and leaves the run's results."""
-  print("\nEvaluating after training ...", flush=True)
-  after, predictions = assembly.score(
-    run, config, sets=run.data.sets, intervals=True
+def learner(run, config, stage):
+  """A stage's jitted step, and its learning rate by the number of updates."""
+  optimizer, schedule = assembly.optimizer(config, stage)
+  step = training.make(
+    run.base.model,
+    optimizer,
+    steps=stage.steps,
+    microbatches=config.training.microbatches,
   )
-  evaluation.save_predictions(
-    workdir / "predictions.jsonl", run.data.sets, predictions
-  )
-  routing = analysis.routing(run.base.model, run.data.sets)
-  if routing is not None:
-    runs.write(workdir / "routing.json", json.dumps(routing))
-    _draw(pictures.routing, routing, workdir / "routing.png")
-  table = evaluation.table(before, after)
-  runs.write(workdir / "results.md", table + "\n")
-  # The last: it says that the run is finished.
-  runs.write(
-    workdir / "results.json",
-    json.dumps(evaluation.as_json(before, after), indent=1),
-  )
-  print(f"\n{table}\n\nLeft in {workdir}: {runs.listing(workdir)}")
+  return step, schedule
 
 
-def _draw(draw, what, file):
-  if not distributed.first():
-    return
-  try:
-    draw(what, file)
-  except ValueError as error:  # no matplotlib: no reason to lose the results
-    print(error)
+def due(config, stage, number) -> bool:
+  """Whether a checkpoint is, after so many steps."""
+  every = config.training.checkpoint_every
+  return number > 0 and (number % every == 0 or number == stage.steps)
+
+
+def measured(metrics, batch) -> dict[str, float]:
+  """A step's metrics, here, and how many examples its batch holds."""
+  found = {k: float(v) for k, v in jax.device_get(metrics).items()}
+  return found | {"examples": _examples(batch)}
 
 
 def _examples(batch) -> int:
-  """How many examples a batch holds: packed rows number theirs from 1."""
+  """Packed rows number theirs from 1."""
   if "decoder_input_tokens" not in batch:  # an encoder: texts with a label
     return int(batch["decoder_loss_weights"].sum())
   segments = batch.get("decoder_segment_ids")

@@ -19,6 +19,7 @@ from sira_jax import (
   expert_budget,
   lengths,
   run_data,
+  selection,
   sharding,
   texts,
 )
@@ -233,9 +234,12 @@ def read(
     prefix=adapted.prefixed(config),
     memory=len(adapted.stages(config)) > 1,
   )
-  check_prompts(config, data.sets, limit)
-  for one in data.sets:
+  tested = (*data.sets, *data.validation)
+  check_prompts(config, tested, limit)
+  for one in tested:
     _check_metrics(one)
+  if "selection" in config:
+    selection.check_metric(data.validation, config.selection.metric)
   return data
 
 

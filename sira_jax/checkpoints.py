@@ -11,8 +11,9 @@ A damaged checkpoint is never used and never deleted: the one before it is
 taken.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -23,11 +24,10 @@ from typing import Any
 import zlib
 
 from flax import nnx
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sira_jax import checksums, distributed, runs
+from sira_jax import checkpoint_items, checksums, distributed, runs
 from sira_jax.adapters.variables import AdapterConstant, Trainable
 from sira_jax.training.step import TrainState
 
@@ -42,6 +42,7 @@ class Checkpoints:
   Args:
     directory: of this run's checkpoints; made if need be.
     keep: how many of the newest to keep.
+    best: the step that is never removed, if there is one by then.
     writable: False for who only reads, perhaps while a run still writes.
 
   Raises:
@@ -49,7 +50,12 @@ class Checkpoints:
   """
 
   def __init__(
-    self, directory: pathlib.Path, *, keep: int = 2, writable: bool = True
+    self,
+    directory: pathlib.Path,
+    *,
+    keep: int = 2,
+    best: Callable[[], int | None] = lambda: None,
+    writable: bool = True,
   ):
     self._directory = pathlib.Path(directory).absolute()
     self._writable = writable
@@ -66,7 +72,9 @@ class Checkpoints:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         create=writable,
-        preservation_policy=checkpoint_managers.LatestN(keep),
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+          [checkpoint_managers.LatestN(keep), _Best(best)]
+        ),
       ),
     )
 
@@ -96,7 +104,7 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    items = _items(state)
+    items = checkpoint_items.of(state)
     meta = dict(meta) | {"arrays": checksums.of(items)}
     meta["checksum"] = _checksum(meta)
     with _write_errors():
@@ -126,33 +134,48 @@ class Checkpoints:
       ValueError: no good checkpoint, another base, other data or other shapes.
     """
     step, found = self._newest(
-      _items(like), {"base": base, "data": data}, logged
+      checkpoint_items.of(like), {"base": base, "data": data}, logged
     )
     if logged is not None and logged < step:
       print(f"The metrics are whole up to step {logged} only.", flush=True)
-    return _state(like, found)
+    return checkpoint_items.state(like, found)
 
-  def restore_adapter(self, model: nnx.Module, *, base: str) -> int:
-    """Reads the newest good adapters alone into `model`; returns their step.
+  def restore_adapter(
+    self, model: nnx.Module, *, base: str, best: int | None = None
+  ) -> int:
+    """Reads adapters alone into `model`; returns their step.
+
+    Args:
+      model: of the shapes that were saved.
+      base: the hash of the base model at hand.
+      best: the step to take if it is good; else the newest good one, which is
+        said.
 
     Raises:
       ValueError: no good checkpoint, another base or other shapes.
     """
     state = nnx.state(model, nnx.Any(Trainable, AdapterConstant))
     items = {"adapter": nnx.to_pure_dict(state)}
-    step, found = self._newest(items, {"base": base})
+    step, found = self._newest(items, {"base": base}, best=best)
     nnx.replace_by_pure_dict(state, found["adapter"])
     nnx.update(model, state)
     return step
 
-  def _newest(self, items, hashes, logged=None):
-    """The step and the arrays of the newest checkpoint that is not damaged."""
+  def _newest(self, items, hashes, logged=None, best=None):
+    """The step and the arrays of the newest checkpoint that is not damaged.
+
+    If `best` is one of them, of that.
+    """
     steps = sorted(self._manager.all_steps(), reverse=True)
     if not steps:
       raise self._nothing()
     if logged is not None:
       steps = [step for step in steps if step <= logged] or steps
     damaged = {}
+    if best in steps:
+      steps = [best, *(step for step in steps if step != best)]
+    elif best is not None:
+      print(f"MISSING: the checkpoint of step {best}, the best.", flush=True)
     for step in steps:
       try:
         meta = self._meta(step)
@@ -232,7 +255,7 @@ class Checkpoints:
 
   def _read(self, step, items):
     args = {
-      name: ocp.args.StandardRestore(_abstract(tree))
+      name: ocp.args.StandardRestore(checkpoint_items.abstract(tree))
       for name, tree in items.items()
     }
     for name in [*args, "data"]:
@@ -252,6 +275,18 @@ def _wrong(found, meta):
   return next(
     (p for p, text in sums.items() if meta["arrays"][p] != text), None
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best(checkpoint_managers.PreservationPolicy):
+  """Keeps the checkpoint of the step that is best by now."""
+
+  step: Callable[[], int | None]
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    best = self.step()
+    return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 class _Damaged(Exception):
@@ -327,44 +362,3 @@ def _check_hashes(meta, hashes):
       f" was {meta['data'][:12]}, now it is {hashes['data'][:12]}. Was a data"
       " package updated? Restore it, or start a new --workdir."
     )
-
-
-def _items(state):
-  return {
-    "adapter": nnx.to_pure_dict(
-      nnx.merge_state(state.trainable, state.constants)
-    ),
-    "optimizer": _leaves(state.optimizer),
-    "random": {"step": state.step, "key": jax.random.key_data(state.key)},
-  }
-
-
-def _leaves(tree):
-  """Leaves by path: optax's states are tuples, which orbax would rename."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
-
-
-def _state(like, found):
-  adapter = nnx.merge_state(like.trainable, like.constants)
-  adapter = jax.tree.map(lambda leaf: leaf, adapter)
-  nnx.replace_by_pure_dict(adapter, found["adapter"])
-  trainable, constants = nnx.filter_state(adapter, Trainable, AdapterConstant)
-  paths = jax.tree_util.tree_flatten_with_path(like.optimizer)[0]
-  leaves = [found["optimizer"][jax.tree_util.keystr(p)] for p, _ in paths]
-  return TrainState(
-    step=found["random"]["step"],
-    trainable=trainable,
-    constants=constants,
-    optimizer=jax.tree.unflatten(jax.tree.structure(like.optimizer), leaves),
-    key=jax.random.wrap_key_data(found["random"]["key"]),
-  )
-
-
-def _abstract(tree):
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
-    ),
-    tree,
-  )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metrics.jsonl: what each step of a run measured, a line a step."""
+"""metrics.jsonl, and curves of it: what each step of a run measured."""
 
 from collections.abc import Mapping
 import io
@@ -9,7 +9,7 @@ import os
 import pathlib
 from typing import Any
 
-from sira_jax import distributed, runs
+from sira_jax import board, distributed, runs
 
 
 def logged(file: pathlib.Path) -> int:
@@ -24,7 +24,8 @@ def logged(file: pathlib.Path) -> int:
 class MetricsLog:
   """metrics.jsonl: one JSON object a line, in step order, appended.
 
-  A number that JSON has none for (nan, inf) is written as null.
+  A number that JSON has none for (nan, inf) is written as null. TensorBoard
+  has the same numbers, where `board` can write them.
 
   Args:
     file: the log.
@@ -43,6 +44,7 @@ class MetricsLog:
     lines = [kept[number] for number in sorted(kept)]
     runs.write(file, "".join(line + "\n" for line in lines))
     self._stream = file.open("a") if distributed.first() else io.StringIO()
+    self._board = board.Board(file.parent, "train", step=step)
     self.skipped = [
       number
       for number in sorted(kept)
@@ -54,6 +56,8 @@ class MetricsLog:
     line = json.dumps({name: _number(value) for name, value in values.items()})
     self._stream.write(line + "\n")
     self._stream.flush()
+    curves = {name: x for name, x in values.items() if name != "step"}
+    self._board.add(values["step"], curves)
     if values.get("skipped"):
       self.skipped.append(values["step"])
 
@@ -63,8 +67,9 @@ class MetricsLog:
       os.fsync(self._stream.fileno())
 
   def close(self) -> None:
-    """Closes the file."""
+    """Closes the files."""
     self._stream.close()
+    self._board.close()
 
 
 def _lines(file):

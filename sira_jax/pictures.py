@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of what a run found, by matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from sira_jax import analysis
+from sira_jax import analysis, distributed
 from sira_jax.adapters import allocation as allocation_lib
+
+
+def leave(draw: Callable[..., None], what: Any, file: pathlib.Path) -> None:
+  """Draws a picture of `what` in `file`; without matplotlib, says so alone.
+
+  Of several processes, the first does.
+  """
+  if not distributed.first():
+    return
+  try:
+    draw(what, file)
+  except ValueError as error:  # no reason to lose the results
+    print(error)
 
 
 def routing(report: analysis.Report, file: pathlib.Path) -> None:

@@ -49,6 +49,11 @@ class Progress:
     self._say(text, last)
     self._shown, self._examples, self._tokens = now, 0.0, 0.0
 
+  def pause(self, seconds: float) -> None:
+    """Leaves out some time just gone, which was not training's."""
+    self._begun += seconds
+    self._shown += seconds
+
   def _say(self, text, last):
     if self._live:
       print(f"\r\033[K{text}", end="\n" if last else "", flush=True)

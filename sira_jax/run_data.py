@@ -69,6 +69,7 @@ class Data:
     evaluation: the entries tested on: those trained on, then the zero-shot.
     sets: what is decoded and scored.
     memory: examples trained on, to be scored after each of several stages.
+    validation: what checkpoints are chosen by; none where nothing is chosen.
     lengths: how many tokens the examples of each entry have.
     notes: where rows are from, for a run's reader.
     fingerprint: of all that decides which batches there are.
@@ -80,6 +81,7 @@ class Data:
   evaluation: Sequence[Entry]
   sets: Sequence[EvaluationSet]
   memory: Sequence[EvaluationSet]
+  validation: Sequence[EvaluationSet]
   lengths: Sequence[lengths_lib.Row]
   notes: Sequence[str]
   fingerprint: str

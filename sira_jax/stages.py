@@ -14,7 +14,7 @@ from typing import Any
 
 from flax import nnx
 
-from sira_jax import checkpoints, evaluation
+from sira_jax import checkpoints, evaluation, selection
 from sira_jax.adapters import pruning, surgery
 from sira_jax.training.sparsifying import Stage
 
@@ -59,12 +59,13 @@ def restore_stage(
   *,
   base: str,
 ) -> int:
-  """Reads what a stage saved last into a model of its shapes."""
+  """Reads a stage's best, or else what it saved last, into a model."""
   if not stage.steps:
     return 0
-  files = folder(workdir, stages, stage) / "checkpoints"
+  where = folder(workdir, stages, stage)
+  files, best = where / "checkpoints", selection.best(where)
   with checkpoints.Checkpoints(files, writable=False) as found:
-    return found.restore_adapter(model, base=base)
+    return found.restore_adapter(model, base=base, best=best)
 
 
 def saved(workdir: pathlib.Path, stages: Sequence[Stage], stage: Stage) -> bool:

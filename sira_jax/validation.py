@@ -11,6 +11,7 @@ from sira_jax import (
   evaluation,
   expert_budget,
   nonfinite,
+  selection,
   sharding,
   starting,
 )
@@ -27,6 +28,7 @@ _FUNCTIONS = {
   "sparsity": sparsifying.stages,
   "allocation": expert_budget.decide,
   "mesh": sharding.layout,
+  "selection": selection.check,
   "start": starting.begin,
   "head": heads.HeadFactory,
 }
@@ -43,7 +45,7 @@ _GIVEN = {
 }
 # `files`, `suites` and `rules` are groups of groups.
 _OPTIONAL = {"sparsity", "allocation", "files", "suites", "start", "head"}
-_OPTIONAL |= {"cache"}
+_OPTIONAL |= {"cache", "selection"}
 _DATA = ("mixture", "batches", "evaluation")
 _TRAINING = ("steps", "checkpoint_every", "microbatches", "nonfinite")
 
@@ -100,6 +102,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.{group}.{name} must be at least {least}, got {value}."
       )
   _check_rules(config, rules)
+  if "selection" in config:
+    _check_selection(config)
   for stage in adapted.stages(config):
     if stage.steps:
       assembly.optimizer(config, stage)
@@ -150,6 +154,18 @@ def _check_sources(config):
     raise ValueError(
       f"config.files has {', '.join(unused)}, which config.mixture.tasks does"
       " not name: add it there, or drop the files."
+    )
+
+
+def _check_selection(config):
+  """What choosing a checkpoint asks of the other groups."""
+  selection.check(**config.selection)
+  trainings = [stage for stage in adapted.stages(config) if stage.steps]
+  if len(trainings) != 1:
+    raise ValueError(
+      "config.selection chooses among the checkpoints of one training, and by"
+      f" training.steps and sparsity.penalties there are {len(trainings)}: drop"
+      " the group."
     )
 
 

@@ -72,6 +72,7 @@ ABOVE = {
   "assembly",
   "adapted",
   "generate",
+  "scoring",
   "export",
   "export_check",
   "starting",

@@ -3,7 +3,8 @@
 
     cache.json              what it was made of, and the size and the sha256 of
                             every other file; the last to be written
-    evaluation.json         what is decoded and scored, and what is remembered
+    evaluation.json         what is decoded and scored, what is remembered, and
+                            what checkpoints are chosen by
     TASK_LANGUAGE.array_record    a record an example
     TASK_LANGUAGE.npy       tokens of its inputs, and of its targets, uint32
                             [examples 2]
@@ -26,7 +27,7 @@ import numpy as np
 
 from sira_jax import metrics, run_data
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "cache.json"
 EVALUATION = "evaluation.json"
 # What cache.json has, beside its format.
@@ -108,6 +109,7 @@ def write_sets(
   folder: epath.Path,
   sets: Sequence[run_data.EvaluationSet],
   memory: Sequence[run_data.EvaluationSet],
+  validation: Sequence[run_data.EvaluationSet],
 ) -> None:
   """Writes evaluation.json.
 
@@ -117,18 +119,19 @@ def write_sets(
   content = {
     "sets": [_as_json(one) for one in sets],
     "memory": [_as_json(one) for one in memory],
+    "validation": [_as_json(one) for one in validation],
   }
   (folder / EVALUATION).write_text(json.dumps(content, ensure_ascii=False))
 
 
 def read_sets(
   folder: epath.Path,
-) -> tuple[list[run_data.EvaluationSet], list[run_data.EvaluationSet]]:
-  """What is decoded and scored, and what is remembered."""
+) -> dict[str, list[run_data.EvaluationSet]]:
+  """The arguments that `write_sets` was given."""
   content = json.loads((folder / EVALUATION).read_text())
-  return tuple(
-    [_from_json(one) for one in content[name]] for name in ("sets", "memory")
-  )
+  return {
+    name: [_from_json(one) for one in found] for name, found in content.items()
+  }
 
 
 def _as_json(one: run_data.EvaluationSet) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sira_jax import configuration, run_data, texts
 from sira_jax.cached import layout
 
 # The groups of a config that decide on what there is to read; of a head, what
-# its outputs mean.
+# its outputs mean, and of the selection, how many examples it goes by.
 _GROUPS = ("mixture", "files", "suites", "evaluation")
 
 
@@ -20,6 +20,9 @@ def groups(config: Mapping[str, Any]) -> dict[str, Any]:
   kept["head"] = None
   if config.get("head") is not None:
     kept["head"] = {"labels": config["head"]["labels"]}
+  kept["selection"] = None
+  if config.get("selection") is not None:
+    kept["selection"] = {"examples": config["selection"]["examples"]}
   kept["base"] = {k: config["base"].get(k) for k in ("uri", "sha256")}
   return json.loads(json.dumps(kept))
 

@@ -108,9 +108,9 @@ def _data(
   Raises:
     ValueError: its tokenizer is not the cache's, or examples do not fit.
   """
-  sets, remembered = layout.read_sets(cache.folder)
+  found = layout.read_sets(cache.folder)
   where = dict(encoder=encoder, folder=cache.folder)
-  matching.check_base(cache.manifest, base, sets, **where)
+  matching.check_base(cache.manifest, base, found["sets"], **where)
   settings, seed = config["batches"], config["seed"]
   sizes = {k: settings.get(k) for k in ("length", "targets_length")}
   rows = lengths_lib.report(cache.train, cache.lengths, **sizes)
@@ -131,8 +131,9 @@ def _data(
   return run_data.Data(
     train=cache.train,
     evaluation=[run_data.Entry(**x) for x in cache.manifest["evaluation"]],
-    sets=sets,
-    memory=remembered if memory else (),
+    sets=found["sets"],
+    memory=found["memory"] if memory else (),
+    validation=found["validation"],
     lengths=rows,
     notes=(*cache.manifest["notes"], f"read from the cache in {cache.folder}"),
     fingerprint=hashlib.sha256(text.encode()).hexdigest(),

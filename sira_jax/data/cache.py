@@ -105,7 +105,13 @@ def _fill(
   memory = evaluation.memorisation(
     mixture, examples=chosen.examples, encoder=encoder
   )
-  layout.write_sets(folder, sets, memory)
+  validation = ()
+  if "selection" in config:
+    validation = evaluation.validation(
+      mixture, examples=config.selection.examples, encoder=encoder
+    )
+    assembly.check_prompts(config, validation, base.model.max_length)
+  layout.write_sets(folder, sets, memory, validation)
   ids = layout.ids_type(vocabulary.vocab_size)
 
   def write(entry):

@@ -31,13 +31,49 @@ def evaluation(
     raise ValueError(
       f"Unknown split {split!r}. Available are: validation, test."
     )
+  return _unseen(
+    mixture,
+    mixture.evaluation,
+    examples=examples,
+    split=split,
+    seed=seed,
+    encoder=encoder,
+  )
+
+
+def validation(
+  mixture: mixtures.Mixture,
+  *,
+  examples: int,
+  seed: int = 0,
+  encoder: bool = False,
+) -> list[run_data.EvaluationSet]:
+  """At most `examples` of the validation split of every entry trained on.
+
+  As in `evaluation`, without what is trained on.
+
+  Raises:
+    ValueError: if an entry has no such split, or nothing is left of it.
+  """
+  entries = [entry for entry in mixture.evaluation if not entry.zero_shot]
+  return _unseen(
+    mixture,
+    entries,
+    examples=examples,
+    split="validation",
+    seed=seed,
+    encoder=encoder,
+  )
+
+
+def _unseen(mixture, entries, *, examples, split, seed, encoder):
   trained = {
     row.inputs
     for entry in mixture.train
     for row in mixture.rows(entry, split="train")
   }
   sets = []
-  for entry in mixture.evaluation:
+  for entry in entries:
     rows = mixture.rows(entry, split=split)
     unseen = [row for row in rows if row.inputs not in trained]
     if not unseen:

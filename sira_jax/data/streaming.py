@@ -102,6 +102,11 @@ def _data(
     remembered = evaluation.memorisation(
       mixture, examples=chosen["examples"], encoder=encoder
     )
+  validation = ()
+  if "selection" in config:
+    validation = evaluation.validation(
+      mixture, examples=config["selection"]["examples"], encoder=encoder
+    )
 
   def batches(seed: int, start: int) -> Iterator[run_data.Batch]:
     return pipeline.batches(
@@ -123,6 +128,7 @@ def _data(
     evaluation=mixture.evaluation,
     sets=sets,
     memory=remembered,
+    validation=validation,
     lengths=lengths.report(mixture, **_lengths(config)),
     notes=notes(mixture),
     fingerprint=mixtures.fingerprint(mixture, seed=config["seed"], **settings),

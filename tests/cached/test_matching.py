@@ -9,6 +9,7 @@ import tokenizers
 
 from sira_jax import assembly
 from sira_jax.cached import layout, reader
+from sira_jax.data import cache
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_no_cache(copy, tmp_path):
   for text, message in (
     (file.read_text()[:-9], "cannot be read"),
     ("[]", "cannot be read"),
-    (json.dumps({"format": 2}), "has the format 2, expected 1"),
+    (json.dumps({"format": 1}), "has the format 1, expected 2"),
   ):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -122,9 +123,30 @@ def test_sets_are_the_streamed_ones(cached, settings):
     assembly.prepare(settings()), settings(), cached.base
   )
   assert cached.data.sets == streamed.sets
-  sets, memory = layout.read_sets(cached.opened.folder)
-  assert sets == streamed.sets
-  assert {(one.task, one.language) for one in memory} == {
+  found = layout.read_sets(cached.opened.folder)
+  assert found["sets"] == streamed.sets
+  assert {(one.task, one.language) for one in found["memory"]} == {
     (one.task, one.language) for one in cached.data.train
   }
+  assert found["validation"] == []
   assert cached.data.memory == ()
+
+
+def test_what_checkpoints_are_chosen_by(cached, settings, tmp_path):
+  """It is in a cache of a config that chooses; else the config is another."""
+  chosen = dict(metric="exact_match", examples=3, patience=1)
+  config = settings()
+  config.selection = chosen
+  cache.write(config, str(tmp_path / "cache"))
+  streamed = assembly.read(assembly.prepare(config), config, cached.base)
+  config.cache.folder = str(tmp_path / "cache")
+  config.selection.patience = 2  # which a cache has nothing to do with
+  read = assembly.read(assembly.prepare(config), config, cached.base)
+  assert read.validation == list(streamed.validation)
+  assert [len(one.inputs) for one in read.validation] == [3] * 4
+  config.selection.examples = 4
+  with pytest.raises(ValueError, match=r"selection.examples: 3 -> 4"):
+    assembly.prepare(config)
+  config.cache.folder = str(cached.folder)
+  with pytest.raises(ValueError, match=r"selection: None -> "):
+    assembly.prepare(config)

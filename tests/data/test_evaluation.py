@@ -46,6 +46,17 @@ def test_the_choice_is_fixed(mixture, sets):
   assert not set(validation[0].prompts) & set(sets[0].prompts)
 
 
+def test_validation_is_of_what_is_trained_on(mixture):
+  """As `evaluation` of that split, but for zero-shot entries."""
+  found = evaluation.validation(mixture, examples=20)
+  both = evaluation.evaluation(mixture, examples=20, split="validation")
+  assert any(one.zero_shot for one in both)
+  assert found == [one for one in both if not one.zero_shot]
+  for one in found:
+    rows = set(tasks.rows(one.task, one.language, split="validation"))
+    assert set(zip(one.prompts, one.targets, strict=True)) <= rows
+
+
 def test_all_there_is_and_no_more(mixture):
   everything = evaluation.evaluation(mixture, examples=10**6)
   for one, entry in zip(everything, mixture.evaluation, strict=True):

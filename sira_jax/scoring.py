@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's scores: before training, of its checkpoints and stages, and after."""
+
+import json
+import time
+
+from flax import nnx
+
+from sira_jax import (
+  analysis,
+  assembly,
+  board,
+  evaluation,
+  pictures,
+  progress,
+  runs,
+  selection,
+  stages,
+)
+
+
+def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
+  """The scores before training: those given, or computed once in a run."""
+  file = workdir / "before.json"
+
+  def read(text):
+    found = evaluation.loads(text)
+    names = [(one.task, one.language) for one in found]
+    if names != [(one.task, one.language) for one in run.data.sets]:
+      raise ValueError("it has not the scores of this run's evaluation sets")
+    return found
+
+  if text is not None:
+    runs.write(file, text)
+    return read(text)
+  results = runs.load(file, read)
+  if results is None:
+    print("\nEvaluating before training ...", flush=True)
+    begun = time.monotonic()
+    results, _ = assembly.score(run, config, sets=run.data.sets, intervals=True)
+    runs.write(file, evaluation.dumps(results))
+    print(f"took {progress.duration(time.monotonic() - begun)}")
+  return results
+
+
+def validate(run, config, chosen, state) -> float:
+  """Scores a checkpoint if there is a choice of them; returns the seconds."""
+  begun, step = time.monotonic(), int(state.step)
+  if chosen.lacks(step):
+    nnx.update(run.base.model, state.trainable, state.constants)
+    found, _ = assembly.score(run, config, sets=run.data.validation)
+    print(chosen.add(step, found), flush=True)
+    curves = board.Board(chosen.folder, "validation", step=step - 1)
+    for one in [*found, *evaluation.means(found)]:
+      where = f"{one.task}/{one.language}"
+      curves.add(step, {f"{where}/{k}": x for k, x in one.scores.items()})
+    curves.close()
+  return time.monotonic() - begun
+
+
+def take_best(run, workdir, stage, step) -> None:
+  """Makes the model that of the stage's best checkpoint, if one was chosen."""
+  best = selection.best(stages.folder(workdir, run.stages, stage))
+  if best in (None, step):
+    return
+  taken = stages.restore_stage(
+    run.base.model, workdir, run.stages, stage, base=run.base.fingerprint
+  )
+  print(f"\nTaking step {taken} of {step}.", flush=True)
+
+
+def studied(run, config, workdir, stage):
+  """What a stage of a sparsifying schedule shows, computed once in a run."""
+  folder = stages.folder(workdir, run.stages, stage)
+  file = folder / "study.json"
+  found = runs.load(file, json.loads)
+  if found is None:
+    print(f"\nEvaluating stage {stage.number} ...", flush=True)
+    trained, _ = assembly.score(run, config, sets=run.data.memory)
+    tested, _ = assembly.score(run, config, sets=run.data.sets)
+    found = stages.measure(
+      run.base.model,
+      stage,
+      trained=trained,
+      tested=tested,
+      metrics=folder / "metrics.jsonl",
+    )
+    runs.write(file, json.dumps(found, indent=1))
+  return found
+
+
+def keep_study(study, workdir) -> None:
+  """Leaves what the stages show together, and says it."""
+  table = stages.table(study)
+  runs.write(workdir / "sparsity.json", json.dumps(study, indent=1))
+  runs.write(workdir / "sparsity.md", table + "\n")
+  pictures.leave(pictures.sparsity, study, workdir / "sparsity.png")
+  print(f"\n{table}", flush=True)
+
+
+def last_scores(run, config, workdir, before) -> None:
+  """Evaluates the trained adapters and leaves the run's results."""
+  print("\nEvaluating after training ...", flush=True)
+  after, predictions = assembly.score(
+    run, config, sets=run.data.sets, intervals=True
+  )
+  evaluation.save_predictions(
+    workdir / "predictions.jsonl", run.data.sets, predictions
+  )
+  routing = analysis.routing(run.base.model, run.data.sets)
+  if routing is not None:
+    runs.write(workdir / "routing.json", json.dumps(routing))
+    pictures.leave(pictures.routing, routing, workdir / "routing.png")
+  table = evaluation.table(before, after)
+  runs.write(workdir / "results.md", table + "\n")
+  # The last: it says that the run is finished.
+  runs.write(
+    workdir / "results.json",
+    json.dumps(evaluation.as_json(before, after), indent=1),
+  )
+  print(f"\n{table}\n\nLeft in {workdir}: {runs.listing(workdir)}")
