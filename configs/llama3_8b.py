@@ -85,7 +85,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.mesh = configuration.group(
     sharding.layout, given=("devices",), data=1, fsdp=-1
   )
-  config.evaluation = dict(examples=64, split="test")
+  config.evaluation = dict(examples=64, split="test", rank=())
   config.decoding = dict(max_new_tokens=48, batch_size=64)
   if argument == "tiny":
     config.base.update(quickstart.get_config().base)

@@ -112,7 +112,7 @@ def _whole() -> ml_collections.ConfigDict:
     steps=STEPS, checkpoint_every=50, microbatches=1, nonfinite="stop"
   )
   config.mesh = configuration.group(sharding.layout, given=("devices",))
-  config.evaluation = dict(examples=64, split="test")
+  config.evaluation = dict(examples=64, split="test", rank=())
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config
 

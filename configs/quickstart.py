@@ -89,7 +89,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
   )
   # One device is enough; its few rows would not divide over many.
   config.mesh = configuration.group(sharding.layout, given=("devices",), data=1)
-  config.evaluation = dict(examples=16, split="test")
+  config.evaluation = dict(examples=16, split="test", rank=())
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config
 

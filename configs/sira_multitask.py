@@ -94,7 +94,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     nonfinite="stop",
   )
   config.mesh = configuration.group(sharding.layout, given=("devices",))
-  config.evaluation = dict(examples=64, split="test")
+  config.evaluation = dict(examples=64, split="test", rank=())
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   if argument == "tiny":
     config.update_from_flattened_dict(TINY)

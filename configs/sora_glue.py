@@ -113,7 +113,7 @@ def _whole() -> ml_collections.ConfigDict:
     steps=STEPS, checkpoint_every=500, microbatches=1, nonfinite="stop"
   )
   config.mesh = configuration.group(sharding.layout, given=("devices",))
-  config.evaluation = dict(examples=64, split="test")
+  config.evaluation = dict(examples=64, split="test", rank=())
   config.decoding = dict(max_new_tokens=36, batch_size=64)
   return config
 
@@ -125,5 +125,6 @@ def _take_rte(config: ml_collections.ConfigDict) -> None:
     tasks=("glue_rte",), languages=("en",), zero_shot=(), temperature=1.0
   )
   config.batches.length = 320  # theirs
-  config.evaluation = dict(examples=277, split="validation")  # all there are
+  # All that there are.
+  config.evaluation = dict(examples=277, split="validation", rank=())
   config.decoding.max_new_tokens = 8

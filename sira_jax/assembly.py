@@ -88,6 +88,7 @@ def check_prompts(
     ValueError: one does not.
   """
   room = 0 if "head" in config else config.decoding.max_new_tokens
+  room = max(room, *(len(ids) for one in sets for ids in one.choice_ids), 0)
   most, one, text = max(
     (
       (len(tokens), one, text)

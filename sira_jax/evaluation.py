@@ -12,7 +12,14 @@ from typing import Any, Protocol
 from flax import nnx
 import jax
 
-from sira_jax import confidence, decoding, distributed, prompts, sharding
+from sira_jax import (
+  confidence,
+  decoding,
+  distributed,
+  prompts,
+  ranking,
+  sharding,
+)
 
 Scores = Mapping[str, float]
 
@@ -26,6 +33,8 @@ class EvaluationSet(Protocol):
   inputs: Sequence[Sequence[int]]
   targets: Sequence[str]
   prompts: Sequence[str]
+  choices: Sequence[str]
+  choice_ids: Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +71,14 @@ def evaluate(
   batch_size: int,
   intervals: bool = False,
 ) -> tuple[list[Result], list[list[str]]]:
-  """Decodes every example of `sets` greedily and scores each set.
+  """Answers every example of `sets` and scores each set.
+
+  An answer is decoded greedily; or is the likeliest of the set's choices, if it
+  has any.
 
   Args:
     model: see `decoding.greedy`; put into evaluation mode here.
-    sets: what to decode.
+    sets: what to answer.
     score: a set's metrics for its predictions.
     text: token ids to text.
     eos_id: ends an answer.
@@ -80,12 +92,26 @@ def evaluate(
   model.eval()
   ids = decoding.greedy(
     model,
-    [prompt for one in sets for prompt in one.inputs],
+    [prompt for one in sets if not one.choices for prompt in one.inputs],
     max_new_tokens=max_new_tokens,
     eos_id=eos_id,
     batch_size=batch_size,
   )
-  return _results(sets, map(text, ids), score, intervals)
+  decoded = map(text, ids)
+  answers = itertools.chain.from_iterable(
+    _likeliest(model, one, batch_size)
+    if one.choices
+    else itertools.islice(decoded, len(one.inputs))
+    for one in sets
+  )
+  return _results(sets, answers, score, intervals)
+
+
+def _likeliest(model, one, batch_size):
+  found = ranking.likelihoods(
+    model, one.inputs, one.choice_ids, batch_size=batch_size
+  )
+  return [one.choices[index] for index in found.argmax(axis=1)]
 
 
 def classify(

@@ -48,6 +48,8 @@ class EvaluationSet:
     prompts: the texts of the inputs.
     seen: examples left out since some training language has the same prompt.
     metric_fns: the task's.
+    choices: the answers that are ranked; none where an answer is decoded.
+    choice_ids: their token ids, with the end.
   """
 
   task: str
@@ -58,6 +60,8 @@ class EvaluationSet:
   prompts: tuple[str, ...]
   seen: int
   metric_fns: tuple[Callable[..., dict[str, Any]], ...]
+  choices: tuple[str, ...] = ()
+  choice_ids: tuple[list[int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

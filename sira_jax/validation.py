@@ -216,6 +216,11 @@ def _check_head(config, consistencies):
       "config.allocation goes by how sensitive the loss is, which with a new"
       " head (config.head) is of no use: drop one of the groups."
     )
+  if config.evaluation.get("rank"):
+    raise ValueError(
+      "config.evaluation.rank is of models that write: one with a head"
+      " (config.head) chooses among its labels as it is. Drop one of them."
+    )
   if not factory.labels and any(consistencies):
     raise ValueError(
       "AdaMix's consistency is of two distributions, and config.head without"

@@ -38,6 +38,7 @@ class Set:
   zero_shot: bool
   inputs: list
   targets: tuple
+  choices: tuple = ()
 
 
 TABLE = """\

@@ -152,7 +152,7 @@ def _as_json(one: run_data.EvaluationSet) -> dict[str, Any]:
 def _from_json(fields: Mapping[str, Any]) -> run_data.EvaluationSet:
   fields = dict(fields)
   named = fields.pop("metrics")
-  for name in ("inputs", "targets", "prompts"):
+  for name in ("inputs", "targets", "prompts", "choices", "choice_ids"):
     fields[name] = tuple(fields[name])
   return run_data.EvaluationSet(
     **fields, metric_fns=tuple(metrics.METRICS[name] for name in named)

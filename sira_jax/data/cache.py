@@ -100,15 +100,14 @@ def _fill(
   encoder = assembly.has_encoder(base.model, config)
   mixture = streaming.mixed(known, settings, base)
   vocabulary, chosen = mixture.vocabulary, config.evaluation
+  how = dict(rank=chosen.get("rank", ()), encoder=encoder)
   sets = evaluation.evaluation(mixture, **chosen, encoder=encoder)
   assembly.check_prompts(config, sets, base.model.max_length)
-  memory = evaluation.memorisation(
-    mixture, examples=chosen.examples, encoder=encoder
-  )
+  memory = evaluation.memorisation(mixture, examples=chosen.examples, **how)
   validation = ()
   if "selection" in config:
     validation = evaluation.validation(
-      mixture, examples=config.selection.examples, encoder=encoder
+      mixture, examples=config.selection.examples, **how
     )
     assembly.check_prompts(config, validation, base.model.max_length)
   layout.write_sets(folder, sets, memory, validation)

@@ -96,16 +96,17 @@ def _data(
 ) -> run_data.Data:
   mixture, settings = mixed(known, config, base), config["batches"]
   chosen = config["evaluation"]
+  how = dict(rank=chosen.get("rank", ()), encoder=encoder)
   sets = evaluation.evaluation(mixture, **chosen, encoder=encoder)
   remembered = ()
   if memory:
     remembered = evaluation.memorisation(
-      mixture, examples=chosen["examples"], encoder=encoder
+      mixture, examples=chosen["examples"], **how
     )
   validation = ()
   if "selection" in config:
     validation = evaluation.validation(
-      mixture, examples=config["selection"]["examples"], encoder=encoder
+      mixture, examples=config["selection"]["examples"], **how
     )
 
   def batches(seed: int, start: int) -> Iterator[run_data.Batch]:
