@@ -134,10 +134,15 @@ def train(
 ) -> int:
   """train.py for one run, which the first signal received is passed on to.
 
-  The scores before training are those of any of the others that has them.
+  The scores before training are those of any of the others that has them, if
+  it is on the same mixture.
   """
   run.log.parent.mkdir(parents=True, exist_ok=True)
-  before = [one.workdir for one in others if one.has_before]
+  before = [
+    one.workdir
+    for one in others
+    if one.has_before and _mixture(one) == _mixture(run)
+  ]
   command = [
     sys.executable,
     "train.py",
@@ -148,6 +153,10 @@ def train(
     *(f"--before={folder.absolute()}" for folder in before[:1]),
   ]
   return supervise(command, run.log, received)
+
+
+def _mixture(run):
+  return [flag for flag in run.flags if flag.startswith("--config.mixture")]
 
 
 def supervise(

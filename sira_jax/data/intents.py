@@ -55,6 +55,21 @@ def rows(language: str) -> examples.Rows:
   return _sample(language)[0]
 
 
+def names(language: str) -> examples.Rows:
+  """`rows`, whose targets are the intents' names alone: labels of the commands.
+
+  Raises:
+    ValueError: if the language is unknown.
+  """
+  return {
+    split: tuple(
+      examples.Example(row.inputs, row.targets.partition("(")[0])
+      for row in found
+    )
+    for split, found in rows(language).items()
+  }
+
+
 def report(language: str) -> Report:
   """What became of a language's templates.
 

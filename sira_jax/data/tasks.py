@@ -51,6 +51,11 @@ TASKS: Known = {
     (metrics.exact_match, metrics.intent_accuracy),
     tuple(languages.LANGUAGES),
   ),
+  "intent_names": Definition(
+    intents.names,
+    (metrics.accuracy, metrics.macro_f1),
+    tuple(languages.LANGUAGES),
+  ),
   "dates": Definition(
     dates.rows, (metrics.exact_match,), tuple(languages.LANGUAGES)
   ),
