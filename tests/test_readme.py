@@ -105,3 +105,11 @@ def test_map_is_true():
   rooms = {path.name for path in package.iterdir() if path.is_dir()}
   rooms -= {"__pycache__"}
   assert folders == rooms | {"configs", "sira_jax", "tests", "benchmarks"}
+
+
+def test_benchmarks_are_listed():
+  """Every benchmark is in their README, and nothing else is."""
+  text = (ROOT / "benchmarks" / "README.md").read_text()
+  listed = set(re.findall(r"`(\w+\.py)`", text))
+  files = {file.name for file in (ROOT / "benchmarks").glob("*.py")}
+  assert listed == files - {"__init__.py"}
