@@ -275,7 +275,7 @@ def test_refused_at_once(start, tmp_path, monkeypatch, changes, message):
     ({"base.sha256": "0" * 64}, "another checksum than expected"),
     (
       {"mixture.tasks": ("jokes",), "mixture.rates": None},
-      "Unknown task 'jokes'. Available are: intents, dates",
+      "Unknown task 'jokes'. Available are: intents, intent_names",
     ),
     ({"mixture.languages": ("xx",)}, "has no language 'xx'. It has: "),
     ({"mixture.languages": ()}, "language to train on at least"),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Household words in every language, to fill sentence templates with.
 
-Unicode's names of emoji give them where the `emoji` package has the language.
-For the others they are written out below, in the order of the emoji.
+Unicode's names of emoji give them, where the `emoji` package has the language
+or `emoji_names`. For the others they are written out below, in the order of the
+emoji.
 """
 
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ import re
 from typing import NamedTuple
 
 import emoji
+
+from sira_jax.data import emoji_names
 
 # A device and the Home Assistant domains in which a template may name it.
 _DEVICES = (
@@ -152,13 +155,14 @@ def nouns(language: str) -> Nouns:
   Raises:
     ValueError: if we have none in that language.
   """
-  if language in _WRITTEN:
-    kinds = _WRITTEN[language].split(";")
+  written = _WRITTEN | emoji_names.NAMES
+  if language in written:
+    kinds = written[language].split(";")
     return Nouns(
       *(tuple(re.split(r",\s+", " ".join(k.split()))) for k in kinds)
     )
   if language not in emoji.LANGUAGES:
-    known = ", ".join(sorted({*emoji.LANGUAGES, *_WRITTEN}))
+    known = ", ".join(sorted({*emoji.LANGUAGES, *written}))
     raise ValueError(
       f"No household words in {language!r}. There are some in: {known}."
     )

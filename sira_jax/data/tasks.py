@@ -21,6 +21,7 @@ from sira_jax.data import (
   examples,
   intents,
   languages,
+  names,
   vocabularies,
 )
 
@@ -58,6 +59,9 @@ TASKS: Known = {
   ),
   "dates": Definition(
     dates.rows, (metrics.exact_match,), tuple(languages.LANGUAGES)
+  ),
+  "names": Definition(
+    names.rows, (metrics.exact_match,), tuple(languages.LANGUAGES)
   ),
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import functools
 
 from sira_jax.metrics.answers import squad, token_f1
+from sira_jax.metrics.entities import entity_f1
 from sira_jax.metrics.generation import bleu, chrf, rouge
 from sira_jax.metrics.labels import (
   accuracy,
@@ -38,5 +39,6 @@ METRICS: dict[str, Callable[..., dict[str, float]]] = {
   "chrf": chrf,
   "rouge": rouge,
   "span_f1": span_f1,
+  "entity_f1": entity_f1,
 }
 """Those that a config may name."""

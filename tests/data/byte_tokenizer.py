@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vocabulary of the 256 bytes, laid out as SmolLM2's."""
+"""A tokenizer and vocabulary of the 256 bytes, laid out as SmolLM2's."""
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -9,17 +9,21 @@ from sira_jax.data import vocabularies
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
+def tokenizer(specials: list[str] = SPECIAL) -> tokenizers.Tokenizer:
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  tokens = [*specials, *alphabet]
+  made = tokenizers.Tokenizer(
+    models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+  )
+  made.pre_tokenizer = pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=False
+  )
+  made.decoder = decoders.ByteLevel()
+  made.add_special_tokens(specials)
+  return made
+
+
 def vocabulary(
   *, eos_id: int = 2, specials: list[str] = SPECIAL
 ) -> vocabularies.TokenizerVocabulary:
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  tokens = [*specials, *alphabet]
-  tokenizer = tokenizers.Tokenizer(
-    models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
-  )
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=False
-  )
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(specials)
-  return vocabularies.TokenizerVocabulary(tokenizer, eos_id)
+  return vocabularies.TokenizerVocabulary(tokenizer(specials), eos_id)

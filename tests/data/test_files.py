@@ -293,7 +293,7 @@ def test_a_file_that_is_not_there(tmp_path):
     ({"labels": (0, 1)}, "labels must be a sequence of texts"),
     ({"labels": ("a", "a")}, "labels must have each once"),
     ({"metrics": ()}, "some of exact_match, accuracy"),
-    ({"metrics": ("meteor",)}, r"rouge, span_f1, got \('meteor',\)"),
+    ({"metrics": ("meteor",)}, r"span_f1, entity_f1, got \('meteor',\)"),
     ({"bad_rows": "mend"}, "one of error, skip, got 'mend'"),
   ],
 )

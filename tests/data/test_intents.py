@@ -25,6 +25,13 @@ from sira_jax.data import examples, intents, languages, nouns, templates
     ),
     ("zh", "给学校计时减82秒钟", "HassDecreaseTimer(area=学校, seconds=82)"),
     ("el", "συνέχεια", "HassMediaUnpause()"),
+    (
+      "bg",
+      "температурата във вана",
+      "HassClimateGetTemperature(area=вана)",
+    ),
+    ("cy", "be ydi dyddiad heddiw", "HassGetCurrentDate()"),
+    ("th", "หยุดจับเวลา73นาที", "HassCancelTimer(start_minutes=73)"),
   ],
 )
 def test_rows(language, text, target):
@@ -134,9 +141,19 @@ def test_names_are_of_the_domain_that_the_template_asks_for():
 
 
 def test_unknown_languages():
-  with pytest.raises(ValueError, match=r"'xx'.*Available are: ar, cs"):
+  with pytest.raises(ValueError, match=r"'xx'.*Available are: ar, bg"):
     intents.rows("xx")
-  with pytest.raises(ValueError, match=r"'xx'.*some in: ar, cs"):
+  with pytest.raises(ValueError, match=r"'xx'.*some in: ar, bg"):
     nouns.nouns("xx")
   with pytest.raises(ValueError, match=r"'xx'. It has: af"):
     templates.Speaker("xx", nouns.nouns("en"))
+
+
+def test_names_are_of_the_same_commands():
+  whole, named = intents.rows("en"), intents.names("en")
+  assert whole.keys() == named.keys()
+  for split, found in named.items():
+    assert [row.inputs for row in found] == [row.inputs for row in whole[split]]
+    for row, full in zip(found, whole[split], strict=True):
+      assert full.targets.startswith(f"{row.targets}(")
+      assert row.targets.isalpha()

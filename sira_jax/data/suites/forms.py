@@ -22,12 +22,14 @@ class Task:
 
   Attributes:
     examples: a row, and whether it is trained on -> its examples. Of several
-      right answers, each makes one to train on, and all of them one to test.
+      right answers, each makes one to train on, and all of them one to test;
+      a row that is not of the task makes none, which is counted.
     columns: those that a row must have.
     metrics: keys of `metrics.METRICS`.
     places: folders in the suite's, the first of which that there is has the
       task's files; `{language}` stands for a code.
-    splits: ours -> what the released files of it may be called.
+    splits: ours -> what the released files of it may be called; `{language}`
+      stands for a code, where a split's folder has a file for each.
     get: the command that fetches the files; `{folder}` stands for the suite's.
     other_names: column -> what another release calls it.
     rows: a row of nested columns -> rows.

@@ -17,12 +17,14 @@ from sira_jax import metrics
 from sira_jax.data import examples, tables, tasks
 from sira_jax.data.suites import (
   commonsense,
+  debian,
   forms,
   glue,
   multilingual,
   released,
   super_glue,
   xsum,
+  xtreme_up,
 )
 
 SUITES: Mapping[str, Mapping[str, forms.Task]] = {
@@ -31,6 +33,8 @@ SUITES: Mapping[str, Mapping[str, forms.Task]] = {
   "commonsense": commonsense.TASKS,
   **{name: {name: task} for name, task in multilingual.TASKS.items()},
   "xsum": xsum.TASKS,
+  "xtreme_up": xtreme_up.TASKS,
+  "debian": debian.TASKS,
 }
 """The tasks of each suite; a suite of one task has its name."""
 
@@ -213,7 +217,7 @@ class _Reader:
 
   def _examples(self, path: str, split: str):
     """Each example of a file, and its language where the file has several."""
-    task, count, mangled = self.task, 0, 0
+    task, count, mangled, without = self.task, 0, 0, 0
     for record in released.read(task, path):
       if record.fault and task.mangled and path.endswith(".tsv"):
         mangled += 1
@@ -223,16 +227,19 @@ class _Reader:
           raise ValueError(record.fault)
         for row in _rows(task, record):
           code = task.language(row) if task.language else None
-          for example in task.examples(row, split == "train"):
+          made = task.examples(row, split == "train")
+          without += not made
+          for example in made:
             inputs = example.inputs + self.suite.ending
             _check_text(inputs + example.targets)
             yield code, examples.Example(inputs, example.targets)
             count += 1
       except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(self._wrong(path, record, error)) from error
-    note = f"{path}: {count} examples"
     self.notes.append(
-      note + f"; {mangled} mangled rows left out" * (mangled > 0)
+      f"{path}: {count} examples"
+      + f"; {mangled} mangled rows left out" * (mangled > 0)
+      + f"; {without} rows are none of the task's" * (without > 0)
     )
 
   def _missing(self, split, language):
@@ -240,7 +247,7 @@ class _Reader:
     places = " or ".join(
       f"{folder}/{place.format(language=language)}" for place in task.places
     )
-    names = " or ".join(self.task.splits.get(split, ()))
+    names = " or ".join(task.splits.get(split, ())).format(language=language)
     if not names:
       return (
         f"Task {self.name!r} has no split {split!r}. It has:"

@@ -6,6 +6,7 @@ A split `train` of the task in `place` may be
     place/train.jsonl                        or .csv, .tsv, .parquet
     place/train-00000-of-00002.parquet ...   as the Hugging Face hub shows it
     place/train/0000.parquet ...             as it converts it
+    place/train/sw.jsonl                     where its name is train/{language}
 
 or of a data set that TFDS prepared in the folder.
 """
@@ -35,7 +36,7 @@ def find(
   root = epath.Path(folder).expanduser()
   for place in task.places:
     where = root / place.format(language=language)
-    for name in names:
+    for name in (name.format(language=language) for name in names):
       found = _alone(where, name) or _shards(where, name)
       if found:
         return found
