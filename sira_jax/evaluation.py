@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 
 from sira_jax import confidence, decoding, distributed, prompts, sharding
+from sira_jax.adapters import records
 
 Scores = Mapping[str, float]
 
@@ -61,6 +62,7 @@ def evaluate(
   max_new_tokens: int,
   batch_size: int,
   intervals: bool = False,
+  record: decoding.Record | None = None,
 ) -> tuple[list[Result], list[list[str]]]:
   """Decodes every example of `sets` greedily and scores each set.
 
@@ -73,6 +75,7 @@ def evaluate(
     max_new_tokens: longest answer.
     batch_size: examples decoded at once, over all sets.
     intervals: whether to say how far the scores may be luck; see `confidence`.
+    record: is told what routers report of the prompts, counted over all sets.
 
   Returns:
     The results and the predictions, one of each per set.
@@ -84,6 +87,7 @@ def evaluate(
     max_new_tokens=max_new_tokens,
     eos_id=eos_id,
     batch_size=batch_size,
+    record=record,
   )
   return _results(sets, map(text, ids), score, intervals)
 
@@ -96,6 +100,7 @@ def classify(
   labels: Sequence[str],
   batch_size: int,
   intervals: bool = False,
+  record: decoding.Record | None = None,
 ) -> tuple[list[Result], list[list[str]]]:
   """As `evaluate`, of an encoder with a head: its likeliest label, or number.
 
@@ -106,10 +111,26 @@ def classify(
     labels: the head's; none where it gives a number.
     batch_size: examples scored at once, over all sets.
     intervals: as `evaluate`'s.
+    record: as `evaluate`'s.
   """
+  inputs = [prompt for one in sets for prompt in one.inputs]
+  answers = label(
+    model, inputs, labels=labels, batch_size=batch_size, record=record
+  )
+  return _results(sets, answers, score, intervals)
+
+
+def label(
+  model: nnx.Module,
+  inputs: Sequence[Sequence[int]],
+  *,
+  labels: Sequence[str],
+  batch_size: int,
+  record: decoding.Record | None = None,
+) -> list[str]:
+  """What an encoder's head says of each text; args as of `classify`."""
   model.eval()
   graph, state = nnx.split(model)
-  inputs = [prompt for one in sets for prompt in one.inputs]
   answers = [""] * len(inputs)
   for indices, batch in prompts.batches(
     inputs, batch_size=batch_size, pad_id=0
@@ -117,16 +138,24 @@ def classify(
     # A multiple of 64 tokens may be more than the model takes.
     tokens = batch["tokens"][:, : model.max_length]
     placed = sharding.rows({"tokens": tokens})["tokens"]
-    found = jax.device_get(_scores(graph, state, placed))
+    found, reports = jax.device_get(
+      _scores(graph, state, placed, recorded=record is not None)
+    )
     for index, row in zip(indices, found, strict=False):
       answers[index] = labels[row.argmax()] if labels else f"{row[0]:.6g}"
-  return _results(sets, answers, score, intervals)
+    if record is not None:
+      record(indices, reports)
+  return answers
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _scores(graph, state, tokens):
-  model = nnx.merge(graph, state, copy=True)
-  return sharding.constrain(model(tokens)[:, 0], None, None)
+@functools.partial(jax.jit, static_argnames=("graph", "recorded"))
+def _scores(graph, state, tokens, *, recorded):
+  model, reports = nnx.merge(graph, state, copy=True), {}
+  if recorded:
+    found, reports = records.captured(lambda model: model(tokens), model)
+  else:
+    found = model(tokens)
+  return sharding.constrain(found[:, 0], None, None), reports
 
 
 def _results(sets, answers, score, intervals):
