@@ -95,15 +95,13 @@ def information(numbers: Numbers, name: str) -> bytes:
       at,
       [one["baseline"] for one in found],
       [one["quantile"] for one in found],
-      color="0.8",
-      label="permuted: mean to 95 %",
+      color="tab:orange",
     )
-    axis.plot(at, [one["nats"] for one in found], marker=".", label="measured")
+    axis.plot(at, [one["nats"] for one in found], marker=".")
     axis.set_title(module, fontsize=8)
     axis.set_ylim(bottom=0)
-    _blocks(axis, list(layers))
+    _blocks(axis, list(layers), most=5)
   axes[0].set_ylabel("nats", fontsize=7)
-  axes[0].legend(fontsize=6)
   return _png(figure)
 
 
@@ -130,7 +128,12 @@ def clusters(found: Clusters) -> bytes:
   )
   tree, table = figure.subplots(1, 2)
   hierarchy.dendrogram(
-    found.merges, labels=list(found.languages), orientation="left", ax=tree
+    found.merges,
+    labels=list(found.languages),
+    orientation="left",
+    color_threshold=0,
+    above_threshold_color="0.3",
+    ax=tree,
   )
   tree.set_xlabel("share of the choices", fontsize=7)
   tree.tick_params(labelsize=7)
@@ -168,9 +171,9 @@ def _rows(axis, names):
     axis.set_yticklabels([])
 
 
-def _blocks(axis, blocks):
+def _blocks(axis, blocks, most=10):
   """Names of some blocks along the horizontal axis."""
-  every = -(-len(blocks) // 10)
+  every = -(-len(blocks) // most)
   at = range(0, len(blocks), every)
   axis.set_xticks(at, [blocks[i] for i in at], rotation=40, ha="right")
   axis.tick_params(labelsize=6)

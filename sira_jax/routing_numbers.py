@@ -292,11 +292,9 @@ def _clusters(layers, statistics):
   owners = list(
     zip(statistics.labels("task"), statistics.labels("language"), strict=True)
   )
+  rows = [[(task, language) for language in languages] for task in tasks]
   profiles = [
-    np.mean(
-      [measures.shares(x, owners, [(t, l) for l in languages]) for t in tasks],
-      axis=0,
-    )
+    np.mean([measures.shares(x, owners, row) for row in rows], axis=0)
     for x in layers
   ]
   between = measures.distances(profiles)

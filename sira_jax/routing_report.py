@@ -26,7 +26,8 @@ tr:nth-child(even) { background: #f3f3f3 }
 
 _LOAD = """The share of all choices that each expert gets, times the number of
 experts: 1 is an even share, 2 or more is the darkest red, 0 the darkest blue
-(an expert that nobody chooses). Without unit."""
+(an expert that nobody chooses). A row a block, a column an expert; without
+unit."""
 _ENTROPY = """How undecided the routers are: the entropy of a token's
 probabilities over the experts, mean over tokens, in nats. 0 is one expert for
 sure; the even distribution over N experts has log N, here {most}."""
@@ -37,22 +38,24 @@ whose k is all experts choose nothing, and have no line."""
 _AWAY = """What the capacity of the training would cost here: the share of these
 choices that exceed the places of their expert, 0 to 1. Evaluation itself has no
 capacity, and turns nothing away."""
-_SHARES = """For each {name}, the share of its choices that each expert gets,
-times the number of experts: a row a {name}, a column an expert, a panel a
-block; 1 is even. Rows that look alike are routed alike. Without unit."""
+_SHARES = """{module}: the share of each {name}'s choices that each expert gets,
+times the number of experts. A panel a block, a row a {name}, a column an
+expert; 1 is even, and rows that look alike are routed alike. Without unit."""
 _INFORMATION = """How much the expert of one choice tells of the {name} of its
-example: their mutual information, in nats, by block. 0 is nothing; all would be
-{most} nats. The grey band is what {permutations} permutations of the {name}s
-over examples of the same {other} have: from their mean to their 95 % quantile.
-Only what is above the band is more than chance."""
-_SIMILARITY = """How alike the experts of a layer are: the cosine between what
-they add to the weight, B A, of each pair. 1 is the same direction, 0 unrelated,
--1 opposite; blank where an expert is zero or pruned. Without unit."""
-_CLUSTERS = """Languages by how they are routed. The distance of two languages is
+example: their mutual information (blue), in nats, by block. 0 is nothing; more
+than {most} cannot be. The orange band is what {permutations} permutations of
+the {name}s over examples of the same {other} have, from their mean to their
+95 % quantile: only what is above it is more than chance."""
+_SIMILARITY = """{module}: the cosine between what two experts add to the
+layer's weight, B A, for each pair. A panel a block; 1 is the same direction, 0
+unrelated, -1 opposite; blank where an expert is zero or pruned. Without
+unit."""
+_CLUSTERS = """Languages by how they are routed. The distance between two is
 the share of the choices of one that would have to go to other experts to be
 routed as the other is: 0 to 1, mean over layers and over {tasks}. Left, average
 linkage: languages that join at a small distance are routed alike; right, all
-distances."""
+distances. Few examples make distances larger than they are, for all pairs
+alike."""
 
 
 def page(numbers: Numbers, *, title: str) -> str:
@@ -93,11 +96,11 @@ def _sections(numbers) -> Iterator[str]:
     caption = _CLUSTERS.format(tasks=tasks)
     yield "<h2>Languages</h2>" + _figure(picture, caption)
   pictures = [
-    f"<h3>{html.escape(module)}</h3>{_figure(picture)}"
+    _figure(picture, _SIMILARITY.format(module=html.escape(module)))
     for module, picture in figures.similarity(numbers)
   ]
   if pictures:
-    yield f"<h2>Experts</h2><p>{_SIMILARITY}</p>" + "\n".join(pictures)
+    yield "<h2>Experts</h2>" + "\n".join(pictures)
   yield _table(numbers)
 
 
@@ -119,9 +122,9 @@ def _label(numbers, name) -> Iterator[str]:
       f"<h2>Experts and {name}s</h2><p>There is one {name},"
       f" {html.escape(labels[0])}: experts can tell nothing of it.</p>"
     )
-  yield f"<p>{_SHARES.format(name=name)}</p>"
   for module, picture in figures.shares(numbers, name):
-    yield f"<h3>{html.escape(module)}</h3>" + _figure(picture)
+    caption = _SHARES.format(module=html.escape(module), name=name)
+    yield _figure(picture, caption)
 
 
 def sentences(numbers: Numbers) -> list[str]:
@@ -129,10 +132,11 @@ def sentences(numbers: Numbers) -> list[str]:
   layers = list(numbers.layers.values())
   routers = {layer.router for layer in layers}
   dense = [layer for layer in layers if layer.k == len(layer.load)]
+  tokens = sum(numbers.tokens[LABELS[0]])
   said = [
     f"{len(layers)} routed layers with {len(routers)} routers; the prompts of"
-    f" {numbers.examples} examples, {sum(numbers.tokens[LABELS[0]]):,} tokens, padding and"
-    " answers not counted."
+    f" {numbers.examples} examples, {tokens:,} tokens; padding and answers are"
+    " not counted."
   ]
   if dense:
     said.append(
@@ -147,7 +151,8 @@ def sentences(numbers: Numbers) -> list[str]:
         f"Experts and {name}s share {np.mean(nats):.4f} nats, mean over layers;"
         f" permuted {name}s have {np.mean(base):.4f} (p = {p:.3g})."
       )
-  if numbers.dropped is not None:
+  limited = any(layer.turned_away is not None for layer in layers)
+  if numbers.dropped is not None and limited:
     said.append(
       f"In the last tenth of the training, {numbers.dropped:.1%} of the choices"
       " exceeded the places of their expert."
@@ -175,11 +180,11 @@ def _table(numbers) -> str:
     rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
   head = "".join(f"<th>{cell}</th>" for cell in header)
   return (
-    "<h2>All layers</h2><p>A row a layer: the largest load (1 is even); entropy,"
-    " margin and mutual information in nats; the drop rate as a share of the"
-    " choices; the permuted labels' mean and 95 % quantile; and p, how often"
-    " they have as much. Of many layers, one in twenty has p below 0.05 by"
-    ' chance.</p><div class="wide"><table><thead><tr>'
+    "<h2>All layers</h2><p>A row a layer: the largest load (1 is even);"
+    " entropy, margin and mutual information in nats; the drop rate as a share"
+    " of the choices; the permuted labels' mean and 95 % quantile; and p, how"
+    " often they have as much. Of many layers, one in twenty has p below 0.05"
+    ' by chance.</p><div class="wide"><table><thead><tr>'
     f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
   )
 
@@ -188,9 +193,9 @@ def _or_not(value):
   return "-" if value is None else f"{value:.3f}"
 
 
-def _figure(picture: bytes, caption: str = "") -> str:
-  data = base64.b64encode(picture).decode()
-  said = f"<figcaption>{caption}</figcaption>" if caption else ""
-  alt = html.escape(" ".join(caption.split()).partition(":")[0] or "a picture")
-  source = f"data:image/png;base64,{data}"
-  return f'<figure><img src="{source}" alt="{alt}">{said}</figure>'
+def _figure(picture: bytes, caption: str) -> str:
+  source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+  return (
+    f'<figure><img src="{source}" alt="described below">'
+    f"<figcaption>{caption}</figcaption></figure>"
+  )
