@@ -17,6 +17,7 @@ from tests import tiny, tiny_t5
 class Model(nnx.Module):
   """Token t is the one-hot vector t; two layers see it. It always answers 3."""
 
+  SAME_INPUT = ("first", "second")
   max_length = 64
 
   def __init__(self):
@@ -136,20 +137,20 @@ def test_every_number(model):
   # en chooses 4 2 0 0, de 3 0 1 1:
   # 4/11 log(4 11 / 6 7) + 2/11 log(11 / 6) + 3/11 log(33 / 35) + 2/11 log(11/5)
   np.testing.assert_allclose(
-    layer.information["language"]["nats"], 0.254421, atol=1e-6
+    layer.information["language"]["nats"], 0.254431, atol=1e-6
   )
   # Of the three ways to halve the four examples, by hand: {1 2 | 3 4} is the
   # one above; {1 3 | 2 4} has 4 1 1 1 | 3 1 0 0 and {1 4 | 2 3} 5 1 0 0 |
   # 2 1 1 1.
-  others = 0.097966, 0.181966
+  others = 0.094877, 0.182265
   np.testing.assert_allclose(
     layer.information["language"]["baseline"],
-    (0.254421 + sum(others)) / 3,
+    (0.254431 + sum(others)) / 3,
     atol=5e-3,
   )
   np.testing.assert_allclose(
     [layer.information["language"][x] for x in ("p", "quantile")],
-    [1 / 3, 0.254421],
+    [1 / 3, 0.254431],
     atol=0.03,
   )
   np.testing.assert_allclose(undecided.information["language"]["nats"], 0)
@@ -267,7 +268,7 @@ def test_an_encoder_decoder_reads_each_prompt():
 def test_an_encoder_reads_each_text(level):
   model = huggingface.load_model(tiny_t5.GOLDEN / "encoders" / "bert")
   sira = methods.sira(experts=4, k=2, rank=2, level=level)
-  rule = surgery.Rule(r".*\.query", sira)
+  rule = surgery.Rule(r".*attention\.q", sira)
   surgery.adapt(model, [rule], rngs=nnx.Rngs(1))
   statistics = recorded(
     model,
