@@ -23,6 +23,7 @@ from sira_jax import (
   adapted,
   analysis,
   assembly,
+  configuration,
   decoding,
   evaluation,
   pictures,
@@ -34,7 +35,6 @@ from sira_jax import (
   stages,
   validation,
 )
-from sira_jax.formats import bases
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -76,7 +76,9 @@ def main(argv: Sequence[str]) -> None:
     if given["cache"] is not None:
       config.cache = dict(folder=given["cache"])
     adapted.check(config)
-    routing_numbers.routed(_shapes(config, workdir))
+    routing_numbers.check(
+      [rule.factory for rule in configuration.rules(config.rules)]
+    )
     mesh, rules = adapted.layout(config)
     statistics = None
     if not given["anew"] and given["examples"] is None:
@@ -166,17 +168,6 @@ def write(
   numbers = json.dumps(routing_numbers.plain(found), indent=1)
   runs.write(folder / "numbers.json", numbers)
   runs.write(folder / "report.html", page)
-
-
-def _shapes(config, workdir):
-  """The run's adapted model without numbers, to know what it routes."""
-
-  def build():
-    model = bases.shapes(**config.base)
-    adapted.adapt(model, config, adapted.allocated(workdir))
-    return model
-
-  return nnx.eval_shape(build)
 
 
 if __name__ == "__main__":

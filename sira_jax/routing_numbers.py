@@ -5,7 +5,7 @@ Choices are what tokens chose; where each token is sent to all experts, they
 are the combine weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -109,26 +109,37 @@ class Numbers:
   dropped: float | None
 
 
+def check(factories: Sequence[Any]) -> None:
+  """Checks that something is routed.
+
+  Args:
+    factories: what a run's rules have, or a model's sites.
+
+  Raises:
+    ValueError: none has a router.
+  """
+  if all(getattr(one, "router", None) is None for one in factories):
+    methods = ", ".join(sorted({one.method for one in factories}))
+    raise ValueError(
+      f"Nothing is routed: the run trains {methods or 'nothing'}, which has no"
+      " router. There are routers in sira, molora, smoe_dropout, lora_smoe, and"
+      " in mov of several experts."
+    )
+
+
 def routed(model: nnx.Module) -> dict[str, surgery.Adapter]:
-  """Path -> adapter of each layer that has a router; shapes will do.
+  """Path -> adapter of each layer that has a router.
 
   Raises:
     ValueError: there is none.
   """
+  check([site.factory for site in surgery.sites(model)])
   adapters = {p: x.adapter for p, x in surgery.adapted(model).items()}
-  found = {
+  return {
     path: adapter
     for path, adapter in adapters.items()
     if getattr(adapter, "router", None) is not None
   }
-  if not found:
-    methods = sorted({one.factory.method for one in surgery.sites(model)})
-    raise ValueError(
-      f"Nothing is routed: the run trains {', '.join(methods) or 'nothing'},"
-      " which has no router. There are routers in sira, molora, smoe_dropout,"
-      " lora_smoe, and in mov of several experts."
-    )
-  return found
 
 
 def numbers(

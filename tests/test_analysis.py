@@ -266,7 +266,9 @@ def test_an_encoder_decoder_reads_each_prompt():
 
 @pytest.mark.parametrize("level", ["token", "example"])
 def test_an_encoder_reads_each_text(level):
-  model = huggingface.load_model(tiny_t5.GOLDEN / "encoders" / "bert")
+  model = huggingface.load_model(
+    tiny_t5.GOLDEN / "encoders" / "bert_classifier"
+  )
   sira = methods.sira(experts=4, k=2, rank=2, level=level)
   rule = surgery.Rule(r".*attention\.q", sira)
   surgery.adapt(model, [rule], rngs=nnx.Rngs(1))

@@ -99,9 +99,9 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
   model = types.SimpleNamespace(training=True)
   model.eval = lambda: setattr(model, "training", False)
 
-  def greedy(given, prompts, *, max_new_tokens, eos_id, batch_size):
+  def greedy(given, prompts, *, max_new_tokens, eos_id, batch_size, record):
     assert not given.training
-    assert (max_new_tokens, eos_id, batch_size) == (7, 2, 3)
+    assert (max_new_tokens, eos_id, batch_size, record) == (7, 2, 3, "record")
     return [[sum(prompt) * 10] for prompt in prompts]
 
   monkeypatch.setattr(decoding, "greedy", greedy)
@@ -118,6 +118,7 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
     max_new_tokens=7,
     batch_size=3,
     intervals=True,
+    record="record",
   )
   assert predictions == [["10", "20"], [], ["70"]]
   assert [dataclasses.replace(one, intervals={}) for one in results] == [
