@@ -175,20 +175,11 @@ def numbers(
   labels = {
     name: tuple(dict.fromkeys(statistics.labels(name))) for name in LABELS
   }
-  told = {}
-  for name in LABELS:
-    told[name] = None
-    if len(labels[name]) > 1:
-      told[name] = measures.information(
-        list(choices.values()),
-        statistics.labels(name),
-        strata=statistics.labels(_OTHER[name]),
-        permutations=permutations,
-        seed=seed,
-      )
+  told = _information(
+    list(choices.values()), statistics, permutations=permutations, seed=seed
+  )
   layers, routers = {}, {}
-  _, _, cells = allocation.grid({path: path for path in adapters})
-  places = {path: place for place, path in cells.items()}
+  places = _places(adapters)
   for number, (path, adapter) in enumerate(adapters.items()):
     layers[path] = Layer(
       *places[path],
@@ -225,6 +216,12 @@ def plain(found: Numbers) -> dict[str, Any]:
   return _plain(dataclasses.asdict(found))
 
 
+def _places(paths):
+  """Path -> its block and module."""
+  _, _, cells = allocation.grid({path: path for path in paths})
+  return {path: place for place, path in cells.items()}
+
+
 def _choices(adapter, fields):
   """Counts; of a dense mixture, whose counts say nothing, weights."""
   dense = adapter.router.settings.k == adapter.factory.experts
@@ -253,6 +250,19 @@ def _of_router(adapter, fields, choices):
     margin=None if dense else mean("margin"),
     turned_away=away,
   )
+
+
+def _information(layers, statistics, **options):
+  """Of tasks and of languages, where there are several."""
+  labels = {name: statistics.labels(name) for name in LABELS}
+  return {
+    name: measures.information(
+      layers, own, strata=labels[_OTHER[name]], **options
+    )
+    if len(set(own)) > 1
+    else None
+    for name, own in labels.items()
+  }
 
 
 def _tokens(statistics, name, labels):
