@@ -99,8 +99,9 @@ def information(numbers: Numbers, name: str) -> bytes:
     )
     axis.plot(at, [one["nats"] for one in found], marker=".")
     axis.set_title(module, fontsize=8)
-    axis.set_ylim(bottom=0)
     _blocks(axis, list(layers), most=5)
+  # Only now: it ends the axes' growing with what is drawn.
+  axes[0].set_ylim(bottom=0)
   axes[0].set_ylabel("nats", fontsize=7)
   return _png(figure)
 

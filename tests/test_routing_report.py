@@ -150,6 +150,12 @@ def test_pictures_show_their_numbers(monkeypatch):
   line = made[-1].axes[0].lines[0]
   nats = layer.information["language"]["nats"]
   assert line.get_ydata()[0] == pytest.approx(nats)
+  # The second panel has the highest point, and all of it is seen.
+  told = found.layers["second"].information["language"]
+  told["nats"] = 5.0
+  figures.information(found, "language")
+  for axis in made[-1].axes[:2]:
+    assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 5
   figures.clusters(found.clusters)
   tree, table, _ = made[-1].axes
   order = [label.get_text() for label in table.get_yticklabels()]
