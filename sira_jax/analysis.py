@@ -1,116 +1,208 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the routers do, by task and language; and pictures of experts."""
+"""What routers did with the prompts of an evaluation, example by example.
+
+Decoding reads every prompt anyway: what the routers report of that is kept, so
+that an evaluation with statistics computes what one without them does.
+"""
 
 from collections.abc import Mapping, Sequence
-import functools
+import dataclasses
+import io
+import json
+import pathlib
 from typing import Any
 
-from flax import nnx
-import jax
 import numpy as np
 
-from sira_jax import sharding
-from sira_jax.adapters.variables import RoutingRecord
+from sira_jax import runs
+from sira_jax.adapters import records
 
-# Sites of a model, each with numbers by set.
+# Layers, each with numbers by set.
 Report = Mapping[str, Any]
+# A field of `records.FIELDS` -> values [examples] or [examples experts], sums
+# over the real tokens of a prompt.
+Site = Mapping[str, np.ndarray]
+
+# At most so many examples of a set are kept, and of all sets together.
+_OF_A_SET, _OF_ALL = 64, 4096
+_FILE = "routing.npz"
 
 
-def routing(
-  model: nnx.Module,
-  sets: Sequence[Any],
-  *,
-  examples: int = 16,
-  batch_size: int = 32,
-) -> Report | None:
-  """How the routers of an adapted model treat the prompts of some sets.
+@dataclasses.dataclass(frozen=True)
+class Set:
+  """Which evaluation set an example is from."""
+
+  task: str
+  language: str
+  zero_shot: bool
+
+  @property
+  def name(self) -> str:
+    """Of task and language."""
+    return f"{self.task}/{self.language}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """What routers did with some examples.
+
+  Attributes:
+    sets: those that the examples are from.
+    owners: the number of each example's set, [examples].
+    sites: path of a layer -> its numbers; none if nothing is routed.
+  """
+
+  sets: tuple[Set, ...]
+  owners: np.ndarray
+  sites: Mapping[str, Site]
+
+  def labels(self, name: str) -> list[str]:
+    """The task or the language of each example; `name` says which."""
+    return [getattr(self.sets[owner], name) for owner in self.owners]
+
+
+def most(sets: int) -> int:
+  """How many examples are kept of each of so many sets."""
+  return max(1, min(_OF_A_SET, _OF_ALL // max(1, sets)))
+
+
+class Recorder:
+  """Keeps what routers report of the first examples of each set.
 
   Args:
-    model: has routed adapters; put into evaluation mode here.
-    sets: with `task`, `language`, `zero_shot` and `inputs` (token ids).
-    examples: taken of each set, from its start.
-    batch_size: rows of a forward pass.
+    sets: with `task`, `language`, `zero_shot` and `inputs`, whose prompts, one
+      set after another, are those that are read.
+    examples: the most that are kept of a set; see `most`.
+  """
+
+  def __init__(self, sets: Sequence[Any], *, examples: int | None = None):
+    if examples is None:
+      examples = most(len(sets))
+    self._sets = tuple(
+      Set(one.task, one.language, bool(one.zero_shot)) for one in sets
+    )
+    self._rows: dict[int, int] = {}
+    owners, start = [], 0
+    for number, one in enumerate(sets):
+      kept = min(examples, len(one.inputs))
+      for index in range(start, start + kept):
+        self._rows[index] = len(owners)
+        owners.append(number)
+      start += len(one.inputs)
+    self._owners = np.array(owners, int)
+    self._sites: dict[str, dict[str, np.ndarray]] = {}
+
+  def __call__(self, indices: Sequence[int], reports: records.Recorded) -> None:
+    """Takes a batch; see `decoding.Record`."""
+    own = [
+      (at, self._rows[i]) for at, i in enumerate(indices) if i in self._rows
+    ]
+    if not own:
+      return
+    at, rows = map(list, zip(*own, strict=True))
+    for names, fields in reports.items():
+      for field, values in fields.items():
+        for name, found in zip(names, np.asarray(values), strict=True):
+          site = self._sites.setdefault(name, {})
+          if field not in site:
+            shape = (len(self._owners), *found.shape[1:])
+            site[field] = np.full(shape, np.nan, np.float32)
+          site[field][rows] = found[at]
+
+  def statistics(self) -> Statistics:
+    """Of all that was taken."""
+    return Statistics(self._sets, self._owners, self._sites)
+
+
+def summary(statistics: Statistics) -> Report | None:
+  """The numbers by set; None where nothing is routed.
 
   Returns:
-    None where nothing is routed; else "sets" ("task/language") and "sites": of
-    each, "load", the share of its choices that each expert gets, [sets
-    experts], "weight", the mean of each expert's combine weight over tokens,
-    [sets experts], and "entropy" of the probabilities per token in nats,
-    [sets].
+    "sets" ("task/language"), "zero_shot" and "sites": of each, "load", the
+    share of its choices that each expert gets, [sets experts], "weight", the
+    mean of each expert's combine weight over tokens, [sets experts], "entropy"
+    of the probabilities per token in nats, [sets], and "margin", per token, of
+    the k-th largest router logit over the next one, [sets].
   """
-  model.eval()
-  owners, prompts = [], []
-  for index, one in enumerate(sets):
-    for prompt in one.inputs[:examples]:
-      owners.append(index)
-      prompts.append(prompt)
-  totals: dict[str, dict[str, np.ndarray]] = {}
-  graph, state = nnx.split(model)
-  length = max(map(len, prompts))
-  for start in range(0, len(prompts), batch_size):
-    rows = -(-batch_size // sharding.places()) * sharding.places()
-    batch = _padded(
-      prompts[start : start + batch_size], rows, length, model.FEATURES
-    )
-    owner = owners[start : start + batch_size]
-    for site, stats in jax.device_get(_record(graph, state, batch)).items():
-      _add(totals.setdefault(site, {}), stats, owner, len(sets))
-  if not totals:
+  if not statistics.sites:
     return None
-  return {
-    "sets": [f"{one.task}/{one.language}" for one in sets],
-    "zero_shot": [one.zero_shot for one in sets],
-    "sites": {site: _shares(sums) for site, sums in totals.items()},
-  }
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _record(graph, state, batch):
-  model = nnx.merge(graph, state, copy=True)
-  _, records = nnx.capture(lambda model: model.hidden(**batch), RoutingRecord)(
-    model
-  )
-  whole = lambda x: sharding.constrain(x, *[None] * x.ndim)  # noqa: E731
-  return {
-    ".".join(map(str, path[:-2])): {
-      "load": whole(stats.load),
-      "entropy": whole(stats.entropy),
-      "tokens": whole(stats.tokens),
-      "weight": whole(stats.weight),
+  sites = {}
+  for name, fields in statistics.sites.items():
+    sums = {
+      field: _by_set(values, statistics) for field, values in fields.items()
     }
-    for path, record in nnx.to_flat_state(records)
-    for stats in record.get_value()
+    sites[name] = _shares(sums)
+  return {
+    "sets": [one.name for one in statistics.sets],
+    "zero_shot": [one.zero_shot for one in statistics.sets],
+    "sites": sites,
   }
 
 
-def _padded(prompts, rows, length, features):
-  tokens = np.zeros((rows, length), np.int32)
-  real = np.zeros((rows, length), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, : len(prompt)] = prompt
-    real[row, : len(prompt)] = 1
-  names = {"decoder_input_tokens": tokens, "decoder_target_tokens": real}
-  if "decoder_causal_attention" in features:
-    names["decoder_causal_attention"] = real
-  if "encoder_input_tokens" in features:
-    # The decoder reads the token that begins every answer.
-    first = np.zeros((rows, 1), np.int32)
-    names = {"encoder_input_tokens": tokens, "decoder_input_tokens": first}
-    names = {k: v for k, v in names.items() if k in features}
-  return sharding.rows(names)
+def save(statistics: Statistics, workdir: pathlib.Path) -> None:
+  """Leaves the statistics in a run's directory, for `load`."""
+  arrays = {
+    f"{number}.{field}": values
+    for number, fields in enumerate(statistics.sites.values())
+    for field, values in fields.items()
+  }
+  named = {
+    "sets": [dataclasses.astuple(one) for one in statistics.sets],
+    "sites": list(statistics.sites),
+  }
+  stream = io.BytesIO()
+  np.savez_compressed(
+    stream,
+    names=np.array(json.dumps(named)),
+    owners=statistics.owners,
+    **arrays,
+  )
+  runs.write(workdir / _FILE, stream.getvalue())
 
 
-def _add(sums, stats, owners, sets):
-  for name, values in stats.items():
-    total = sums.setdefault(name, np.zeros((sets, *values.shape[1:])))
-    np.add.at(total, owners, np.float64(values[: len(owners)]))
+def load(workdir: pathlib.Path) -> Statistics | None:
+  """What `save` left in a run's directory; None if it left nothing.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
+  file = workdir / _FILE
+  if not file.exists():
+    return None
+  try:
+    with np.load(file, allow_pickle=False) as found:
+      named = json.loads(str(found["names"]))
+      sites = {
+        name: {field: found[f"{i}.{field}"] for field in records.FIELDS}
+        for i, name in enumerate(named["sites"])
+      }
+      sets = tuple(Set(*one) for one in named["sets"])
+      return Statistics(sets, found["owners"], sites)
+  # A damaged zip file raises whatever its reader meets.
+  except Exception as error:
+    raise ValueError(
+      f"{file} cannot be read ({error!r}). Remove it, and the statistics are"
+      " gathered anew from the run's prompts."
+    ) from None
+
+
+def _by_set(values, statistics):
+  sums = np.zeros((len(statistics.sets), *values.shape[1:]))
+  np.add.at(sums, statistics.owners, np.float64(values))
+  return sums
 
 
 def _shares(sums):
-  load = sums["load"] / sums["load"].sum(axis=1, keepdims=True)
-  entropy = sums["entropy"] / sums["tokens"]
+  # A set may have no example.
+  with np.errstate(invalid="ignore"):
+    load = sums["load"] / sums["load"].sum(axis=1, keepdims=True)
+    mean = {
+      name: (sums[name].T / sums["tokens"]).T
+      for name in ("weight", "entropy", "margin")
+    }
   return {
     "load": load.round(5).tolist(),
-    "weight": (sums["weight"] / sums["tokens"][:, None]).round(7).tolist(),
-    "entropy": entropy.round(5).tolist(),
+    "weight": mean["weight"].round(7).tolist(),
+    "entropy": mean["entropy"].round(5).tolist(),
+    "margin": mean["margin"].round(5).tolist(),
   }

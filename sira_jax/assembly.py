@@ -15,6 +15,7 @@ import optax
 
 from sira_jax import (
   adapted,
+  decoding,
   evaluation,
   expert_budget,
   lengths,
@@ -358,10 +359,11 @@ def score(
   *,
   sets: Sequence[run_data.EvaluationSet],
   intervals: bool = False,
+  record: decoding.Record | None = None,
 ) -> tuple[list[evaluation.Result], list[list[str]]]:
   """Answers and scores some of the run's sets, with the model as it is."""
   labels = adapted.labels(config)
-  how = dict(score=run_data.score, intervals=intervals)
+  how = dict(score=run_data.score, intervals=intervals, record=record)
   if labels is not None:
     return evaluation.classify(
       assembly.base.model,

@@ -2,7 +2,7 @@
 """Greedy or sampled continuations, with any model that has a cache."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import functools
 from typing import Any, Protocol, TypeVar
 import zlib
@@ -15,8 +15,12 @@ import numpy as np
 
 from sira_jax import filters, sharding
 from sira_jax import prompts as prompts_lib
+from sira_jax.adapters import records
 
 T = TypeVar("T")
+# Takes the indices of a batch's prompts and what routers report of its rows,
+# the prompts' first.
+Record = Callable[[Sequence[int], records.Recorded], None]
 
 
 class Cached(Protocol):
@@ -66,6 +70,7 @@ def greedy(
   eos_id: int | Collection[int],
   pad_id: int = 0,
   batch_size: int = 8,
+  record: Record | None = None,
 ) -> list[list[int]]:
   """The most probable next token, again and again until a stop token.
 
@@ -83,6 +88,7 @@ def greedy(
       part of it.
     pad_id: fills shorter prompts; any id will do, for nobody sees it.
     batch_size: the largest number of rows.
+    record: is told what routers report of reading the prompts.
 
   Returns:
     The continuations, in the order of the prompts.
@@ -99,6 +105,7 @@ def greedy(
     eos_id=eos_id,
     pad_id=pad_id,
     batch_size=batch_size,
+    record=record,
   )
   return [ids for (ids,) in found]
 
@@ -183,7 +190,15 @@ def repeated(tree: T, copies: int) -> T:
 
 
 def _continuations(
-  model, prompts, numbers, *, max_new_tokens, eos_id, samples=1, **options
+  model,
+  prompts,
+  numbers,
+  *,
+  max_new_tokens,
+  eos_id,
+  samples=1,
+  record=None,
+  **options,
 ):
   """Greedy where there are no numbers to draw by."""
   prompts_lib.check(
@@ -197,14 +212,17 @@ def _continuations(
       batch["draws"] = np.zeros((len(batch["lengths"]), 2), np.uint32)
       batch["draws"][: len(indices)] = draws[indices]
     # Transfers are said, so that decoding runs under jax.transfer_guard.
-    decoded = _decode(
+    decoded, reports = _decode(
       graph,
       state,
       {**sharding.rows(batch), **sharding.whole({"ends": ends, **numbers})},
       max_new_tokens=max_new_tokens,
       samples=samples,
+      recorded=record is not None,
     )
     rows = jax.device_get(decoded).tolist()
+    if record is not None:
+      record(indices, jax.device_get(reports))
     for i, ids in zip(indices, rows, strict=False):
       found[i] = [prompts_lib.cut(one, ends) for one in ids]
   return [found[i] for i in range(len(prompts))]
@@ -236,7 +254,7 @@ def _keys(batch, samples) -> Key[Array, "rows*samples"]:
 
 # The weights are an argument: constants of their size would be compiled in.
 @functools.partial(
-  jax.jit, static_argnames=("graph", "max_new_tokens", "samples")
+  jax.jit, static_argnames=("graph", "max_new_tokens", "samples", "recorded")
 )
 def _decode(
   graph: nnx.GraphDef,
@@ -245,8 +263,12 @@ def _decode(
   *,
   max_new_tokens: int,
   samples: int,
-) -> Int[Array, "batch samples max_new_tokens"]:
-  """Continuations; what follows a stop token is of no meaning."""
+  recorded: bool,
+) -> tuple[Int[Array, "batch samples max_new_tokens"], records.Recorded]:
+  """Continuations; what follows a stop token is of no meaning.
+
+  And, if asked for, what routers report of the prompts.
+  """
   ends, limits = batch["ends"], {k: batch.get(k) for k in ("top_k", "top_p")}
   keys = _keys(batch, samples) if "seed" in batch else None
 
@@ -275,9 +297,15 @@ def _decode(
     return step + 1, last, finished | jnp.isin(last, ends), output, cache
 
   lengths = batch["lengths"]
-  started = nnx.merge(graph, state).start(
-    batch["tokens"], lengths, room=max_new_tokens
-  )
+
+  def read(model):
+    return model.start(batch["tokens"], lengths, room=max_new_tokens)
+
+  model, reports = nnx.merge(graph, state), {}
+  if recorded:
+    started, reports = records.captured(read, model)
+  else:
+    started = read(model)
   if samples > 1:
     lengths, *started = repeated((lengths, *started), samples)
   hidden, positions, cache = started
@@ -287,4 +315,5 @@ def _decode(
   carry = 1, first, finished, output.at[:, 0].set(first), cache
   output = jax.lax.while_loop(unfinished, append, carry)[3]
   output = output.reshape(-1, samples, max_new_tokens)
-  return sharding.constrain(output, None, None, None)  # for every process
+  output = sharding.constrain(output, None, None, None)  # for every process
+  return output, reports

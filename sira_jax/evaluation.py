@@ -20,6 +20,7 @@ from sira_jax import (
   ranking,
   sharding,
 )
+from sira_jax.adapters import records
 
 Scores = Mapping[str, float]
 
@@ -70,6 +71,7 @@ def evaluate(
   max_new_tokens: int,
   batch_size: int,
   intervals: bool = False,
+  record: decoding.Record | None = None,
 ) -> tuple[list[Result], list[list[str]]]:
   """Answers every example of `sets` and scores each set.
 
@@ -85,31 +87,50 @@ def evaluate(
     max_new_tokens: longest answer.
     batch_size: examples decoded at once, over all sets.
     intervals: whether to say how far the scores may be luck; see `confidence`.
+    record: is told what routers report of the prompts, counted over all sets.
 
   Returns:
     The results and the predictions, one of each per set.
   """
   model.eval()
+  numbers = _numbers(sets)
+  pairs = list(zip(sets, numbers, strict=True))
+  decoded = [own for one, own in pairs if not one.choices]
   ids = decoding.greedy(
     model,
     [prompt for one in sets if not one.choices for prompt in one.inputs],
     max_new_tokens=max_new_tokens,
     eos_id=eos_id,
     batch_size=batch_size,
+    record=_renumbered(record, [n for own in decoded for n in own]),
   )
-  decoded = map(text, ids)
+  texts = map(text, ids)
   answers = itertools.chain.from_iterable(
-    _likeliest(model, one, batch_size)
+    _likeliest(model, one, batch_size, _renumbered(record, own))
     if one.choices
-    else itertools.islice(decoded, len(one.inputs))
-    for one in sets
+    else itertools.islice(texts, len(one.inputs))
+    for one, own in pairs
   )
   return _results(sets, answers, score, intervals)
 
 
-def _likeliest(model, one, batch_size):
+def _numbers(sets):
+  """The numbers of each set's prompts, counted over all sets."""
+  sizes = [len(one.inputs) for one in sets]
+  ends = itertools.accumulate(sizes)
+  return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _renumbered(record, numbers):
+  """`record`, told of prompts that have these numbers."""
+  if record is None:
+    return None
+  return lambda indices, reports: record([numbers[i] for i in indices], reports)
+
+
+def _likeliest(model, one, batch_size, record):
   found = ranking.likelihoods(
-    model, one.inputs, one.choice_ids, batch_size=batch_size
+    model, one.inputs, one.choice_ids, batch_size=batch_size, record=record
   )
   return [one.choices[index] for index in found.argmax(axis=1)]
 
@@ -122,6 +143,7 @@ def classify(
   labels: Sequence[str],
   batch_size: int,
   intervals: bool = False,
+  record: decoding.Record | None = None,
 ) -> tuple[list[Result], list[list[str]]]:
   """As `evaluate`, of an encoder with a head: its likeliest label, or number.
 
@@ -132,10 +154,26 @@ def classify(
     labels: the head's; none where it gives a number.
     batch_size: examples scored at once, over all sets.
     intervals: as `evaluate`'s.
+    record: as `evaluate`'s.
   """
+  inputs = [prompt for one in sets for prompt in one.inputs]
+  answers = label(
+    model, inputs, labels=labels, batch_size=batch_size, record=record
+  )
+  return _results(sets, answers, score, intervals)
+
+
+def label(
+  model: nnx.Module,
+  inputs: Sequence[Sequence[int]],
+  *,
+  labels: Sequence[str],
+  batch_size: int,
+  record: decoding.Record | None = None,
+) -> list[str]:
+  """What an encoder's head says of each text; args as of `classify`."""
   model.eval()
   graph, state = nnx.split(model)
-  inputs = [prompt for one in sets for prompt in one.inputs]
   answers = [""] * len(inputs)
   for indices, batch in prompts.batches(
     inputs, batch_size=batch_size, pad_id=0
@@ -143,16 +181,24 @@ def classify(
     # A multiple of 64 tokens may be more than the model takes.
     tokens = batch["tokens"][:, : model.max_length]
     placed = sharding.rows({"tokens": tokens})["tokens"]
-    found = jax.device_get(_scores(graph, state, placed))
+    found, reports = jax.device_get(
+      _scores(graph, state, placed, recorded=record is not None)
+    )
     for index, row in zip(indices, found, strict=False):
       answers[index] = labels[row.argmax()] if labels else f"{row[0]:.6g}"
-  return _results(sets, answers, score, intervals)
+    if record is not None:
+      record(indices, reports)
+  return answers
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _scores(graph, state, tokens):
-  model = nnx.merge(graph, state, copy=True)
-  return sharding.constrain(model(tokens)[:, 0], None, None)
+@functools.partial(jax.jit, static_argnames=("graph", "recorded"))
+def _scores(graph, state, tokens, *, recorded):
+  model, reports = nnx.merge(graph, state, copy=True), {}
+  if recorded:
+    found, reports = records.captured(lambda model: model(tokens), model)
+  else:
+    found = model(tokens)
+  return sharding.constrain(found[:, 0], None, None), reports
 
 
 def _results(sets, answers, score, intervals):

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def routing(report: analysis.Report, file: pathlib.Path) -> None:
   Raises:
     ValueError: matplotlib is not installed.
   """
-  figure = _figures("expert load")
+  figure = figures("expert load")
   kinds: dict[str, list[Mapping]] = {}
   for site, values in report["sites"].items():
     kinds.setdefault(site.rsplit(".", 1)[-1], []).append(values)
@@ -74,7 +75,7 @@ def allocation(counts: allocation_lib.Counts, file: pathlib.Path) -> None:
   Raises:
     ValueError: matplotlib is not installed.
   """
-  figure = _figures("expert allocation")
+  figure = figures("expert allocation")
   layers, modules, cells = allocation_lib.grid(counts)
   experts = np.full((len(layers), len(modules)), np.nan)
   for (layer, module), count in cells.items():
@@ -114,7 +115,7 @@ def sparsity(study: Sequence[Mapping[str, Any]], file: pathlib.Path) -> None:
   Raises:
     ValueError: matplotlib is not installed.
   """
-  figure = _figures("a sparsity study")
+  figure = figures("a sparsity study")
   canvas = figure.Figure(figsize=(9, 3.6), layout="constrained")
   parameters = [one["parameters"] for one in study]
   axes = canvas.subplots(1, 2, sharex=True, sharey=True)
@@ -133,8 +134,12 @@ def sparsity(study: Sequence[Mapping[str, Any]], file: pathlib.Path) -> None:
   canvas.savefig(file, dpi=130)
 
 
-def _figures(subject):
-  """matplotlib's module of figures."""
+def figures(subject: str) -> types.ModuleType:
+  """matplotlib's module of figures.
+
+  Raises:
+    ValueError: it is not installed.
+  """
   try:
     from matplotlib import figure
   except ImportError:

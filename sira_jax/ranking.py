@@ -11,6 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from sira_jax import decoding, prompts, sharding
+from sira_jax.adapters import records
 
 
 def likelihoods(
@@ -19,6 +20,7 @@ def likelihoods(
   choices: Sequence[Sequence[int]],
   *,
   batch_size: int,
+  record: decoding.Record | None = None,
 ) -> Float[np.ndarray, "prompts choices"]:
   """log p(choice | prompt) in nats, of every choice after every prompt.
 
@@ -33,6 +35,7 @@ def likelihoods(
     choices: token ids of answers, each with its end.
     batch_size: the largest number of prompts at once; there are so many rows
       of logits as the longest choice has tokens.
+    record: is told what routers report of reading the prompts.
 
   Raises:
     ValueError: a choice without a token, or a prompt that is empty or too long
@@ -56,19 +59,30 @@ def likelihoods(
   for indices, batch in prompts.batches(
     inputs, batch_size=batch_size, pad_id=0
   ):
-    scores = _scores(graph, state, sharding.rows(batch), given)
-    found[indices] = jax.device_get(scores)[: len(indices)]
+    scores, reports = jax.device_get(
+      _scores(
+        graph, state, sharding.rows(batch), given, recorded=record is not None
+      )
+    )
+    found[indices] = scores[: len(indices)]
+    if record is not None:
+      record(indices, reports)
   return found
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _scores(graph, state, batch, given):
-  """[rows choices]."""
-  model = nnx.merge(graph, state, copy=True)
+@functools.partial(jax.jit, static_argnames=("graph", "recorded"))
+def _scores(graph, state, batch, given, *, recorded):
+  """[rows choices], and, if asked for, what routers report of the prompts."""
   longest = given["ids"].shape[1]
-  hidden, positions, cache = model.start(
-    batch["tokens"], batch["lengths"], room=longest
-  )
+
+  def read(model):
+    return model.start(batch["tokens"], batch["lengths"], room=longest)
+
+  model, reports = nnx.merge(graph, state, copy=True), {}
+  if recorded:
+    (hidden, positions, cache), reports = records.captured(read, model)
+  else:
+    hidden, positions, cache = read(model)
   first = _log_softmax(model, hidden)
 
   def score(one):
@@ -81,7 +95,7 @@ def _scores(graph, state, batch, given):
     return jnp.take_along_axis(each, at, axis=2)[..., 0] @ real
 
   scores = jax.lax.map(score, (given["ids"], given["real"]))
-  return sharding.constrain(scores.T, None, None)
+  return sharding.constrain(scores.T, None, None), reports
 
 
 def _log_softmax(model, hidden):

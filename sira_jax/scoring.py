@@ -101,14 +101,17 @@ def keep_study(study, workdir) -> None:
 def last_scores(run, config, workdir, before) -> None:
   """Evaluates the trained adapters and leaves the run's results."""
   print("\nEvaluating after training ...", flush=True)
+  recorder = analysis.Recorder(run.data.sets)
   after, predictions = assembly.score(
-    run, config, sets=run.data.sets, intervals=True
+    run, config, sets=run.data.sets, intervals=True, record=recorder
   )
   evaluation.save_predictions(
     workdir / "predictions.jsonl", run.data.sets, predictions
   )
-  routing = analysis.routing(run.base.model, run.data.sets)
+  statistics = recorder.statistics()
+  routing = analysis.summary(statistics)
   if routing is not None:
+    analysis.save(statistics, workdir)
     runs.write(workdir / "routing.json", json.dumps(routing))
     pictures.leave(pictures.routing, routing, workdir / "routing.png")
   table = evaluation.table(before, after)

@@ -100,11 +100,13 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
   model = types.SimpleNamespace(training=True)
   model.eval = lambda: setattr(model, "training", False)
 
-  def greedy(given, prompts, *, max_new_tokens, eos_id, batch_size):
+  def greedy(given, prompts, *, max_new_tokens, eos_id, batch_size, record):
     assert not given.training
     assert (max_new_tokens, eos_id, batch_size) == (7, 2, 3)
+    record([2, 0], "reports")
     return [[sum(prompt) * 10] for prompt in prompts]
 
+  told = []
   monkeypatch.setattr(decoding, "greedy", greedy)
   results, predictions = evaluation.evaluate(
     model,
@@ -119,8 +121,10 @@ def test_each_set_gets_its_own_predictions(monkeypatch):
     max_new_tokens=7,
     batch_size=3,
     intervals=True,
+    record=lambda *of: told.append(of),
   )
   assert predictions == [["10", "20"], [], ["70"]]
+  assert told == [([2, 0], "reports")]
   assert [dataclasses.replace(one, intervals={}) for one in results] == [
     result("a", "en", False, 2, right=100),
     result("none", "en", False, 0, right=0),

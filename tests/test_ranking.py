@@ -1,13 +1,22 @@
 """Likelihoods of choices against the full forward pass, and runs by them."""
 
 import json
+import types
 
 from flax import nnx
 import jax
 import numpy as np
 import pytest
 
-from sira_jax import adapted, assembly, ranking, sharding
+from sira_jax import (
+  adapted,
+  analysis,
+  assembly,
+  evaluation,
+  ranking,
+  sharding,
+)
+from sira_jax.adapters import methods, surgery
 from sira_jax.data import cache, examples
 from tests import tiny_run, tiny_t5
 from tests.test_decoding import make
@@ -71,6 +80,51 @@ def test_refuses_a_prompt_without_room():
   prompt = [1] * (model.max_length - 4)
   with pytest.raises(ValueError, match="tokens"):
     ranking.likelihoods(model, [prompt], CHOICES, batch_size=1)
+
+
+def test_routers_report_of_what_is_ranked():
+  """As of what is decoded, whichever sets are which."""
+  model = make(0)
+  sira = methods.create("sira", experts=4, rank=2, k=2)
+  rule = surgery.Rule(r"layers\.\d+\.mlp\.up_proj", sira)
+  surgery.adapt(model, [rule], rngs=nnx.Rngs(1))
+  texts = [PROMPTS[:1], PROMPTS[1:3], PROMPTS[3:]]
+
+  def statistics(ranked):
+    sets = [
+      types.SimpleNamespace(
+        task="task",
+        language=str(number),
+        zero_shot=False,
+        inputs=own,
+        choices=("a", "b", "c", "d") if number in ranked else (),
+        choice_ids=CHOICES,
+        targets=("a",) * len(own),
+      )
+      for number, own in enumerate(texts)
+    ]
+    recorder = analysis.Recorder(sets)
+    _, answers = evaluation.evaluate(
+      model,
+      sets,
+      score=lambda *_: {"score": 0.0},
+      text=str,
+      eos_id=0,
+      max_new_tokens=2,
+      batch_size=2,
+      record=recorder,
+    )
+    assert [len(own) for own in answers] == [1, 2, 1]
+    return recorder.statistics()
+
+  decoded = statistics(())
+  assert len(decoded.sites) == 2
+  for ranked in ((0, 1, 2), (1,), (0, 2)):
+    found = statistics(ranked)
+    assert found.owners.tolist() == decoded.owners.tolist()
+    for site, fields in decoded.sites.items():
+      for name, values in fields.items():
+        np.testing.assert_allclose(found.sites[site][name], values, rtol=1e-4)
 
 
 ROWS = [

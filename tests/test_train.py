@@ -104,6 +104,7 @@ def test_what_a_run_leaves(whole):
     "results.json",
     "results.md",
     "routing.json",
+    "routing.npz",
     "routing.png",
   ]
   read = lambda name: (whole.workdir / name).read_text()  # noqa: E731

@@ -15,36 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sira_jax import ambient, sharding
 from sira_jax.adapters import capacity as capacity_lib
-from sira_jax.adapters import draws, products, top_k
+from sira_jax.adapters import draws, products, records, top_k
 from sira_jax.adapters import groups as groups_lib
 from sira_jax.adapters.variables import AdapterConstant, AdapterParam, Seed
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RoutingStats:
-  """What one routed layer reports of one batch.
-
-  Attributes:
-    balance_loss: its balance loss, mean over examples; 1 when uniform.
-    penalty: the balance loss and the z-loss, each times its coefficient.
-    load: tokens each expert served in each row, after capacity.
-    dropped: expert choices of each row that exceeded a capacity.
-    chosen: expert choices of each row, the dropped ones included.
-    entropy: sum over each row's tokens of the entropy of the router's
-      probabilities, in nats.
-    tokens: real tokens of each row.
-    weight: sum over each row's tokens of each expert's combine weight.
-  """
-
-  balance_loss: Float[Array, ""]
-  penalty: Float[Array, ""]
-  load: Float[Array, "batch experts"]
-  dropped: Float[Array, "batch"]
-  chosen: Float[Array, "batch"]
-  entropy: Float[Array, "batch"]
-  tokens: Float[Array, "batch"]
-  weight: Float[Array, "batch experts"]
 
 
 @functools.partial(
@@ -66,7 +39,7 @@ class Routing:
   weights: Float[Array, "batch length experts"]
   slots: int
   k: int
-  stats: RoutingStats
+  stats: records.RoutingStats
 
 
 LEVELS = ("token", "example")
@@ -306,14 +279,15 @@ def route(
     balance = _balance_of_examples(q, chosen, groups=groups, k=k)
   else:
     balance = balance_loss(q, total, groups=groups, k=k)
-  stats = _stats(logits, chosen, served, groups)
-  stats["weight"] = weights.sum(axis=1)
+  stats = records.rows(
+    logits, weights, chosen=chosen, served=served, groups=groups, k=k
+  )
   penalty = settings.balance_coefficient * balance
   if settings.z_coefficient:
     z = jax.nn.logsumexp(logits, axis=-1)
     penalty += settings.z_coefficient * groups.mean(jnp.square(z))
-  stats = RoutingStats(balance_loss=balance, penalty=penalty, **stats)
-  return Routing(weights, slots, settings.k, stats)
+  report = records.RoutingStats(balance, penalty, **stats)
+  return Routing(weights, slots, settings.k, report)
 
 
 def balance_loss(
@@ -372,18 +346,3 @@ def _grown(settings):
     )
   grown = settings.first_k + (settings.k - settings.first_k) * progress
   return jnp.round(grown).astype(jnp.int32)
-
-
-def _stats(logits, chosen, served, groups):
-  """The fields of `RoutingStats` that only reports read."""
-  log_p = jax.nn.log_softmax(logits, axis=-1)
-  entropy = -(jnp.exp(log_p) * log_p).sum(axis=-1)
-  total = chosen.sum(axis=(1, 2)).astype(jnp.float32)
-  load = served.sum(axis=1).astype(jnp.float32)
-  return dict(
-    load=load,
-    dropped=total - load.sum(axis=-1),
-    chosen=total,
-    entropy=jnp.where(groups.real, entropy, 0.0).sum(axis=1),
-    tokens=groups.real.sum(axis=1).astype(jnp.float32),
-  )

@@ -44,4 +44,4 @@ class Seed(nnx.Variable):
 
 
 class RoutingRecord(nnx.Variable):
-  """A `routers.RoutingStats` that one forward pass left under `nnx.capture`."""
+  """A `records.RoutingStats` that one forward pass left under `nnx.capture`."""

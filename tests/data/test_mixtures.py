@@ -73,7 +73,10 @@ def test_rates_by_task(vocabulary):
     ({"languages": ("xx",)}, "no language 'xx'. It has: ar, bg"),
     ({"zero_shot": ("xx",)}, "no language 'xx'"),
     ({"zero_shot": ("de", "nl")}, r"got \['de'\] in both"),
-    ({"tasks": ()}, "a task at least, got none. There are: intents, intent_names"),
+    (
+      {"tasks": ()},
+      "a task at least, got none. There are: intents, intent_names",
+    ),
     ({"languages": ()}, "a language to train on at least"),
     ({"languages": ("en", "en")}, "each of languages once"),
     ({"languages": "en"}, "languages to be a sequence, got 'en'"),

@@ -57,7 +57,9 @@ def test_a_replaced_definition_gives_its_own_rows(vocabulary, monkeypatch):
 
 
 def test_what_does_not_exist_is_named_with_what_does(vocabulary):
-  with pytest.raises(ValueError, match=r"'poems'.*are: intents, intent_names, dates"):
+  with pytest.raises(
+    ValueError, match=r"'poems'.*are: intents, intent_names, dates"
+  ):
     tasks.register("poems", "de", vocabulary=vocabulary)
   with pytest.raises(ValueError, match=r"'dates' has no language 'xx'.*ar, bg"):
     tasks.register("dates", "xx", vocabulary=vocabulary)
