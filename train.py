@@ -37,6 +37,7 @@ from sira_jax import (
   plan,
   process,
   progress,
+  provenance,
   runs,
   scoring,
   selection,
@@ -126,6 +127,7 @@ def train_and_score(config, workdir) -> None:
     runs.open_workdir(workdir, config)
     runs.check_data(workdir, run.data.fingerprint, keep=True)
     start = restore(run, config, workdir, run.stages[0])
+  provenance.note(workdir)
   print(assembly.describe(run, config))
   if begun:
     print(f"start     {begun} layers as the adapters of config.start")

@@ -64,6 +64,13 @@ def test_a_plan_of_an_encoder_decoder(tmp_path, folder, pack):
   assert plan.trained > 0 and plan.flops > 0
 
 
+def test_a_plan_of_full_fine_tuning(tmp_path):
+  """All of the base is trained, and nothing is left frozen."""
+  config = tiny_run.config("full", tiny_run.base(tmp_path))
+  plan = assembly.plan(config, *tiny_run.layout(config))
+  assert plan.frozen == 0 and plan.trained == 149_664
+
+
 def test_the_length_of_targets(tmp_path, folder):
   config = quickstart.get_config()
   config.base.uri, config.base.sha256 = str(folder), None

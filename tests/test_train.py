@@ -106,6 +106,8 @@ def test_what_a_run_leaves(whole):
     "routing.json",
     "routing.npz",
     "routing.png",
+    "starts.jsonl",
+    "tensorboard",
   ]
   read = lambda name: (whole.workdir / name).read_text()  # noqa: E731
   lines = [json.loads(line) for line in read("metrics.jsonl").splitlines()]

@@ -45,4 +45,4 @@ def freeze(module: nnx.Module) -> None:
 def retype(module: nnx.Module, old: type, new: type) -> None:
   """Makes a module's own variables of one kind those of another."""
   for name, variable in owned(module, old).items():
-    setattr(module, name, new(variable[...], **variable.get_metadata()))
+    setattr(module, name, new(variable.get_value(), **variable.get_metadata()))
