@@ -58,6 +58,7 @@ def compilations(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     patch.setenv("SIRA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    flags.FLAGS.mark_as_parsed()  # as their defaults, whichever test is first
     yield
 
 
