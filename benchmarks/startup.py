@@ -67,6 +67,8 @@ def start(
     for mark, name in MARKS.items():
       if line.startswith(mark) and name not in found:
         found[name], last = time.monotonic() - last, time.monotonic()
+    if len(found) == len(MARKS):
+      child.kill()  # the scores after training are not asked for
   child.wait()
   if len(found) < len(MARKS):
     raise RuntimeError(f"No first step was taken:\n{''.join(said[-20:])}")
