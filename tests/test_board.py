@@ -23,7 +23,9 @@ def curves(folder):
           for step in [step for step in points if step >= event.step]:
             del points[step]
       for one in event.summary.value:
-        found.setdefault(one.tag, {})[event.step] = one.simple_value
+        points = found.setdefault(one.tag, {})
+        assert event.step not in points, "drawn twice"
+        points[event.step] = one.simple_value
   return found
 
 
