@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from sira_jax import runs
+from sira_jax import distributed, runs
 
 FILE = "starts.jsonl"
 # Those that are installed are named with their versions.
@@ -26,9 +26,14 @@ PACKAGES = (
 
 
 def note(workdir: pathlib.Path) -> None:
-  """Adds a line on this start to a run's starts.jsonl."""
+  """Adds a line on this start to a run's starts.jsonl; the first process does.
+
+  Lines that are damaged stay as they are, for nothing goes by them.
+  """
+  if not distributed.first():
+    return
   file = workdir / FILE
-  earlier = file.read_text() if file.exists() else ""
+  earlier = file.read_text(errors="replace") if file.exists() else ""
   runs.write(file, f"{earlier}{json.dumps(start())}\n")
 
 

@@ -31,6 +31,14 @@ def test_each_start_of_a_run(tmp_path, monkeypatch):
   assert one["devices"] == "8 x cpu" and one["processes"] == 1
 
 
+def test_a_damaged_line_is_no_reason_to_stop(tmp_path):
+  file = tmp_path / provenance.FILE
+  file.write_bytes(b"\xff\xfe{\n")
+  provenance.note(tmp_path)
+  damaged, own = file.read_text().splitlines()
+  assert "{" in damaged and json.loads(own)["processes"] == 1
+
+
 def test_the_commit(tmp_path):
   """Of the checkout, changed or not; none outside of one."""
   assert provenance.commit(tmp_path) == {"commit": None, "changed": None}
