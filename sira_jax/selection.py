@@ -73,9 +73,22 @@ def value(results: Sequence[evaluation.Result], metric: str | None) -> float:
 def best(folder: pathlib.Path) -> int | None:
   """The step that validation.json in a run's folder says is the best.
 
-  None where there is none, or none that can be read.
+  None where there is none. Nothing is changed, for who asks may only read.
+
+  Raises:
+    ValueError: it cannot be read.
   """
-  return _best(_read(folder / FILE))
+  file = folder / FILE
+  if not file.exists():
+    return None
+  try:
+    return _best(_scored(file.read_text()))
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f"{file}, which says what checkpoint is the best, cannot be read:"
+      f" {error!r:.200}. Put a copy of it back, or remove it, and the newest is"
+      " taken."
+    ) from None
 
 
 class Selection:
@@ -101,7 +114,8 @@ class Selection:
   ):
     self.folder, self._settings = folder, settings
     self._file = folder / FILE
-    self._scored = [one for one in _read(self._file) if one["step"] <= step]
+    scored = runs.load(self._file, _scored) or []
+    self._scored = [one for one in scored if one["step"] <= step]
 
   @property
   def best(self) -> int | None:
@@ -138,12 +152,8 @@ class Selection:
     return text + ("; patience is at its end" if self.exhausted else "")
 
 
-def _read(file):
-  """A list of step, value and results, by step."""
-  return runs.load(file, _scored) or []
-
-
 def _scored(text):
+  """A list of step, value and results, by step."""
   found = json.loads(text)
   return [
     {name: one[name] for name in ("step", "value", "results")} for one in found

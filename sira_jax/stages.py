@@ -39,7 +39,7 @@ def restore(
     The stage, and the step in it.
 
   Raises:
-    ValueError: as `Checkpoints.restore_adapter`.
+    ValueError: as `Checkpoints.restore_adapter` and `selection.best`.
   """
   for stage in stages:
     if stage.number:

@@ -102,9 +102,14 @@ def test_what_it_says(tmp_path):
 
 
 def test_damage_is_said(tmp_path, capsys):
-  (tmp_path / selection.FILE).write_text('[{"step": 1}]')
-  assert selection.best(tmp_path) is None
-  assert "DAMAGED" in capsys.readouterr().out
+  """Who only reads moves nothing; who trains goes on, without what was."""
+  file = tmp_path / selection.FILE
+  file.write_text('[{"step": 1}]')
+  with pytest.raises(ValueError, match=r"cannot be read: KeyError\('value'\)"):
+    selection.best(tmp_path)
+  assert [one.name for one in tmp_path.iterdir()] == [selection.FILE]
+  assert selection.Selection(tmp_path, None, step=9).best is None
+  assert "DAMAGED" in capsys.readouterr().out and not file.exists()
 
 
 @pytest.mark.parametrize("name", ["examples", "patience"])
