@@ -77,3 +77,18 @@ def test_a_terminal_has_one_line(clock, capsys):
 )
 def test_duration(seconds, expected):
   assert progress.duration(seconds) == expected
+
+
+def test_a_pause_is_no_part_of_the_rates(clock, capsys):
+  """Two steps of 10 s each, and 100 s of something else between them."""
+  line = progress.Progress(total=4, every=15)
+  clock.now += 10
+  line.update(1, METRICS)
+  clock.now += 100
+  line.pause(100)
+  clock.now += 10
+  line.update(2, METRICS)
+  # 16 examples and 200 tokens in 20 s; two more steps.
+  assert capsys.readouterr().out == (
+    "step 2/4  loss 1.500  0.8 examples/s  10 tokens/s  20s left\n"
+  )
