@@ -251,7 +251,7 @@ def _open(workdir, config):
   """Makes the folder, takes its lock and leaves the config there."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = _lock(workdir)
+    lock = lock_folder(workdir, "is training", flag="--workdir")
     file, text = workdir / "config.json", configuration.as_json(config)
     if not file.exists() or file.read_text() != text:
       write(file, text)
@@ -260,20 +260,32 @@ def _open(workdir, config):
   return lock
 
 
-def _lock(workdir):
-  """Takes the lock of `workdir`; the system gives it back at any death."""
-  lock = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+def lock_folder(folder: pathlib.Path, doing: str, *, flag: str) -> int:
+  """Takes a folder's lock; the system gives it back at any death.
+
+  Args:
+    folder: that there is.
+    doing: what its holder does, such as "is training".
+    flag: that gives another folder.
+
+  Returns:
+    The lock's descriptor; to close it gives the lock back.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     os.close(lock)
     raise ValueError(
-      f"Now another process is training in {workdir}. Wait for it, stop it, or"
-      " give another --workdir."
+      f"Now another process {doing} in {folder}. Wait for it, stop it, or give"
+      f" another {flag}."
     ) from None
   except OSError as error:  # some network file systems have no locks
     logging.warning(
-      "%s: nothing keeps a second process out: %s.", workdir, error
+      "%s: nothing keeps a second process out: %s.", folder, error
     )
   return lock
 

@@ -55,7 +55,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_process_killed_while_it_made_the_workdir(tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(pathlib.Path, "replace", _killed)
-    patch.setattr(runs, "_lock", _lock_of_the_dead)
+    patch.setattr(runs, "lock_folder", _lock_of_the_dead)
     runs.open_workdir(tmp_path, config())
   assert len(list(tmp_path.iterdir())) == 2
   runs.open_workdir(tmp_path, config())
@@ -66,8 +66,8 @@ def _killed(*_):
   raise KeyboardInterrupt
 
 
-def _lock_of_the_dead(workdir, lock=runs._lock):
-  os.close(lock(workdir))
+def _lock_of_the_dead(workdir, *of, lock=runs.lock_folder, **given):
+  os.close(lock(workdir, *of, **given))
 
 
 HOLDER = """

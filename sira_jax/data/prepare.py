@@ -11,7 +11,6 @@ same command goes on with, and which is moved in the end.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from sira_jax import process
+from sira_jax import process, runs
 from sira_jax.data import debian, examples
 
 MANIFEST = "prepared.json"
@@ -96,7 +95,7 @@ def prepare(
     )
   draft = target.with_name(f".{target.name}.draft")
   draft.mkdir(parents=True, exist_ok=True)
-  lock = _lock(draft)
+  lock = runs.lock_folder(draft, "prepares", flag="--out")
   try:
     say(f"{name}: {source.what}; {source.size}.\nLicence: {source.licence}")
     found = source.fetch(draft / "fetched")
@@ -152,7 +151,7 @@ def _write(
       text = "".join(
         json.dumps(row, ensure_ascii=False) + "\n" for row in splits[split]
       )
-      _put(folder / language / f"{split}.jsonl", text)
+      runs.write(folder / language / f"{split}.jsonl", text)
   files = sorted(folder.glob("*/*.jsonl"))
   manifest = {
     "format": _FORMAT,
@@ -167,15 +166,10 @@ def _write(
       file.relative_to(folder).as_posix(): _facts(file) for file in files
     },
   }
-  _put(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+  runs.write(
+    folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False)
+  )
   return manifest
-
-
-def _put(file: pathlib.Path, text: str) -> None:
-  with file.open("w", encoding="utf-8") as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _facts(file: pathlib.Path) -> dict[str, Any]:
@@ -193,20 +187,6 @@ def _table(manifest: Mapping[str, Any]) -> str:
     cells = "".join(f"{counts[split]:12,}" for split in examples.SPLITS)
     lines.append(f"{language:9}{cells}")
   return "\n".join([*lines, *manifest.get("notes", ())])
-
-
-def _lock(draft: pathlib.Path) -> int:
-  """Takes the draft's lock; the system gives it back at any death."""
-  lock = os.open(draft / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(lock)
-    raise ValueError(
-      f"Another process prepares in {draft}: wait for it, or give another"
-      " --out."
-    ) from None
-  return lock
 
 
 if __name__ == "__main__":

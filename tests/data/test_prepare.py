@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from sira_jax import runs
 from sira_jax.data import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def test_a_damaged_one_is_said(source, tmp_path):
 
 def test_half_of_one_is_none(source, tmp_path, monkeypatch):
   """Wherever it ends in writing, there is no folder, and the next is whole."""
-  out, put = tmp_path / "tiny", prepare._put
+  out, put = tmp_path / "tiny", runs.write
   for number in range(7):  # 6 files and the manifest
     left = iter(range(number))
 
@@ -90,11 +91,11 @@ def test_half_of_one_is_none(source, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
       put(file, text)
 
-    monkeypatch.setattr(prepare, "_put", fail)
+    monkeypatch.setattr(runs, "write", fail)
     with pytest.raises(OSError, match="No space"):
       write(source, out)
     assert not out.exists()
-  monkeypatch.setattr(prepare, "_put", put)
+  monkeypatch.setattr(runs, "write", put)
   write(source, out)
   assert len(prepare.check(out, "tiny")["files"]) == 6
 
@@ -102,8 +103,10 @@ def test_half_of_one_is_none(source, tmp_path, monkeypatch):
 def test_two_at_once(source, tmp_path):
   draft = tmp_path / ".tiny.draft"
   draft.mkdir()
-  lock = prepare._lock(draft)
-  with pytest.raises(ValueError, match="Another process prepares in"):
+  lock = runs.lock_folder(draft, "prepares", flag="--out")
+  with pytest.raises(
+    ValueError, match=r"another process prepares in .* another --out"
+  ):
     write(source, tmp_path / "tiny")
   os.close(lock)
   write(source, tmp_path / "tiny")
