@@ -4,8 +4,6 @@
 python eval.py --workdir=runs/quickstart
 """
 
-import pathlib
-
 from absl import flags
 
 from sira_jax import (
@@ -17,6 +15,7 @@ from sira_jax import (
   runs,
   sharding,
   stages,
+  storage,
   validation,
 )
 
@@ -39,10 +38,10 @@ distributed.define_flags()
 
 def main(argv):
   """Scores on the run's mesh, or on another that is asked for."""
-  workdir = pathlib.Path(_WORKDIR.value)
   process.prepare()
   with process.user_errors():
     process.refuse_arguments(argv)
+    workdir = storage.place(_WORKDIR.value)
     config = runs.load_config(workdir)
     adapted.lay_out_anew(config, fsdp=_FSDP.value, tensor=_TENSOR.value)
     if _CACHE.value is not None:

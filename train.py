@@ -44,6 +44,7 @@ from sira_jax import (
   sharding,
   stages,
   starting,
+  storage,
   validation,
 )
 from sira_jax.adapters import allocation, pruning
@@ -82,20 +83,18 @@ distributed.define_flags()
 
 def main(argv):
   """Runs the config; a user's mistake ends with its message alone."""
-  config, workdir = (
-    _CONFIG.value,
-    pathlib.Path(_WORKDIR.value or default_workdir()),
-  )
+  config = _CONFIG.value
   process.prepare()
   with process.user_errors():
     process.refuse_arguments(argv)
     if _PLAN.value or _TOPOLOGY.value:
       return print(planned(config, _TOPOLOGY.value).describe())
+    workdir = storage.place(_WORKDIR.value or default_workdir())
     validation.check(config)
     mesh, rules = adapted.layout(config)
     validation.check_rows(config, mesh)
   try:
-    with sharding.use(mesh, rules), runs.storage_errors(workdir):
+    with sharding.use(mesh, rules), storage.errors(workdir):
       train_and_score(config, workdir)
   except nonfinite.Stop as stop:
     print(f"error: {stop}", file=sys.stderr, flush=True)
@@ -119,7 +118,7 @@ def train_and_score(config, workdir) -> None:
     if table is not None:
       print(f"The run in {workdir} is finished; its results:\n\n{table}\n")
       return
-    before = _BEFORE.value and runs.before(pathlib.Path(_BEFORE.value), config)
+    before = _BEFORE.value and runs.before(storage.place(_BEFORE.value), config)
     run = assembly.build(config, workdir)
     begun = starting.begin(run.base.model, **config.get("start", {}))
     runs.check_data(workdir, run.data.fingerprint, keep=False)
@@ -190,11 +189,9 @@ def keep_allocation(run, workdir) -> None:
   """Leaves which layers have how many experts, and says it."""
   print(f"\nExperts by layer:\n\n{allocation.table(run.counts)}\n", flush=True)
   file = workdir / "allocation.json"
-  if not file.exists() and distributed.first():
+  if not file.exists():
     pictures.leave(pictures.allocation, run.counts, workdir / "allocation.png")
-    draft = file.with_name(".allocation.json")
-    allocation.save(run.counts, draft)
-    draft.replace(file)  # whole, for all later starts go by it
+    storage.write(file, allocation.dumps(run.counts))
 
 
 def fit(run, config, workdir, stage, state, signals):

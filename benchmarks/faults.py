@@ -33,7 +33,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import damages
-from sira_jax.formats import sources
+from sira_jax import local_copies
 
 ROOT = pathlib.Path(__file__).parents[1]
 STOPPED = 75
@@ -333,7 +333,7 @@ def drill(
 
 def own_cache(folder: pathlib.Path) -> None:
   """Has the runs compile for themselves, as their programs are damaged."""
-  cache, bases = folder / "cache", sources.cache_folder() / "pypi"
+  cache, bases = folder / "cache", local_copies.folder() / "pypi"
   cache.mkdir(exist_ok=True)
   if bases.exists() and not (cache / "pypi").exists():
     (cache / "pypi").symlink_to(bases.absolute())

@@ -27,7 +27,7 @@ import tempfile
 import time
 
 from benchmarks import step_programs
-from sira_jax.formats import sources
+from sira_jax import local_copies
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What a run prints as it gets on: of what the time until then was.
@@ -81,7 +81,7 @@ def starts(
   """ "cold" and "warm" -> the seconds of each round's start."""
   cache = folder / "cache"
   shutil.copytree(
-    sources.cache_folder(),
+    local_copies.folder(),
     cache,
     ignore=shutil.ignore_patterns("compilations"),
     dirs_exist_ok=True,

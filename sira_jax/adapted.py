@@ -3,13 +3,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import pathlib
 
 from flax import nnx
 import jax
 import ml_collections
 
-from sira_jax import configuration, expert_budget, sharding
+from sira_jax import configuration, expert_budget, sharding, storage
 from sira_jax import stages as stages_lib
 from sira_jax.adapters import allocation, heads, surgery
 from sira_jax.formats import bases
@@ -131,7 +130,7 @@ def prefixed(config: ml_collections.ConfigDict) -> bool:
   return config.base.get("prefix", False)
 
 
-def allocated(workdir: pathlib.Path) -> dict[str, int] | None:
+def allocated(workdir: storage.Path) -> dict[str, int] | None:
   """Experts by layer of the run in `workdir`; None if it has none yet.
 
   Raises:
@@ -181,7 +180,7 @@ def attach_head(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
 
 
 def restore(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: storage.Path
 ) -> Adapted:
   """The base and the newest adapters of a run, as `eval.py` scores them.
 

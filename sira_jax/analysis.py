@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from sira_jax import runs
+from sira_jax import storage
 from sira_jax.adapters import records
 
 # Layers, each with numbers by set.
@@ -139,7 +138,7 @@ def summary(statistics: Statistics) -> Report | None:
   }
 
 
-def save(statistics: Statistics, workdir: pathlib.Path) -> None:
+def save(statistics: Statistics, workdir: storage.Path) -> None:
   """Leaves the statistics in a run's directory, for `load`."""
   arrays = {
     f"{number}.{field}": values
@@ -157,10 +156,10 @@ def save(statistics: Statistics, workdir: pathlib.Path) -> None:
     owners=statistics.owners,
     **arrays,
   )
-  runs.write(workdir / _FILE, stream.getvalue())
+  storage.write(workdir / _FILE, stream.getvalue())
 
 
-def load(workdir: pathlib.Path) -> Statistics | None:
+def load(workdir: storage.Path) -> Statistics | None:
   """What `save` left in a run's directory; None if it left nothing.
 
   Raises:
@@ -170,7 +169,8 @@ def load(workdir: pathlib.Path) -> Statistics | None:
   if not file.exists():
     return None
   try:
-    with np.load(file, allow_pickle=False) as found:
+    content = io.BytesIO(file.read_bytes())
+    with np.load(content, allow_pickle=False) as found:
       named = json.loads(str(found["names"]))
       sites = {
         name: {field: found[f"{i}.{field}"] for field in records.FIELDS}

@@ -13,7 +13,6 @@ report.
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 
 from absl import flags, logging
 from flax import nnx
@@ -33,6 +32,7 @@ from sira_jax import (
   runs,
   sharding,
   stages,
+  storage,
   validation,
 )
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
   with process.user_errors():
     process.refuse_arguments(argv)
     check(given)
-    workdir = pathlib.Path(given["workdir"])
+    workdir = storage.place(given["workdir"])
     config = runs.load_config(workdir)
     adapted.lay_out_anew(config, fsdp=given["fsdp"], tensor=given["tensor"])
     if given["cache"] is not None:
@@ -97,10 +97,12 @@ def main(argv: Sequence[str]) -> None:
       seed=given["seed"],
       metrics=stages.folder(workdir, training, last) / "metrics.jsonl",
     )
-    folder = pathlib.Path(given["out"] or workdir / "analysis")
+    folder = (
+      storage.place(given["out"]) if given["out"] else workdir / "analysis"
+    )
     write(found, folder, title=workdir.name)
   print("\n".join(routing_report.sentences(found)))
-  print(f"\nLeft in {folder}: {runs.listing(folder)}")
+  print(f"\nLeft in {folder}: {storage.listing(folder)}")
 
 
 def check(given: dict) -> None:
@@ -120,7 +122,7 @@ def check(given: dict) -> None:
 
 def read(
   config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   *,
   examples: int | None = None,
 ) -> tuple[nnx.Module, analysis.Statistics]:
@@ -160,14 +162,14 @@ def read(
 
 
 def write(
-  found: routing_numbers.Numbers, folder: pathlib.Path, *, title: str
+  found: routing_numbers.Numbers, folder: storage.Path, *, title: str
 ) -> None:
   """Writes report.html and numbers.json."""
   page = routing_report.page(found, title=title)
   folder.mkdir(parents=True, exist_ok=True)
   numbers = json.dumps(routing_numbers.plain(found), indent=1)
-  runs.write(folder / "numbers.json", numbers)
-  runs.write(folder / "report.html", page)
+  storage.write(folder / "numbers.json", numbers)
+  storage.write(folder / "report.html", page)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 from collections.abc import Mapping
 import os
 import pathlib
+import shutil
+import tempfile
 
-from sira_jax import distributed
+from sira_jax import distributed, storage
 
 FOLDER = "tensorboard"
 
@@ -22,7 +24,7 @@ class Board:
     step: where the run goes on; what was drawn of later steps is dropped.
   """
 
-  def __init__(self, folder: pathlib.Path, kind: str, *, step: int):
+  def __init__(self, folder: storage.Path, kind: str, *, step: int):
     self._writer = None
     if not distributed.first():
       return
@@ -30,8 +32,11 @@ class Board:
       import tensorboardX
     except ModuleNotFoundError:  # metrics.jsonl has all of it
       return
+    self._target = self._folder = folder / FOLDER / kind
+    if storage.in_bucket(folder):
+      self._folder = pathlib.Path(tempfile.mkdtemp())
     self._writer = tensorboardX.SummaryWriter(
-      str(folder / FOLDER / kind),
+      str(self._folder),
       purge_step=step + 1,
       # Names have seconds alone, and one file would be written over another.
       filename_suffix=f".{step}.{os.getpid()}",
@@ -43,7 +48,18 @@ class Board:
       for name, value in values.items():
         self._writer.add_scalar(name, value, step)
 
+  def sync(self) -> None:
+    """Has all points in their files; those in a bucket are written anew."""
+    if self._writer is not None:
+      self._writer.flush()
+      if self._folder != self._target:
+        for file in self._folder.iterdir():
+          storage.write(self._target / file.name, file.read_bytes())
+
   def close(self) -> None:
-    """Has all points on the disk."""
+    """Has all points in their files, and closes these."""
+    self.sync()
     if self._writer is not None:
       self._writer.close()
+      if self._folder != self._target:
+        shutil.rmtree(self._folder)

@@ -17,17 +17,16 @@ import dataclasses
 import gc
 import json
 import os
-import pathlib
 import re
-import shutil
 from typing import Any
 import zlib
 
+from etils import epath
 from flax import nnx
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sira_jax import checkpoint_items, checksums, distributed, runs
+from sira_jax import checkpoint_items, checksums, distributed, storage
 from sira_jax.adapters.variables import AdapterConstant, Trainable
 from sira_jax.training.step import TrainState
 
@@ -51,13 +50,15 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: pathlib.Path,
+    directory: storage.Path,
     *,
     keep: int = 2,
     best: Callable[[], int | None] = lambda: None,
     writable: bool = True,
   ):
-    self._directory = pathlib.Path(directory).absolute()
+    self._directory = directory
+    if not storage.in_bucket(directory):
+      self._directory = directory.absolute()
     self._writable = writable
     if not writable and not self._directory.exists():
       raise self._nothing()
@@ -66,7 +67,8 @@ class Checkpoints:
       for left in self._directory.glob("*.orbax-checkpoint-tmp*"):
         # Of a write that was interrupted; of one that failed in this process,
         # threads may not have ended, and the next start removes the rest.
-        shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+          epath.Path(left).rmtree()
     distributed.wait("checkpoints are opened")
     self._manager = ocp.CheckpointManager(
       self._directory,
@@ -211,7 +213,7 @@ class Checkpoints:
         flush=True,
       )
       if self._writable:
-        aside = runs.set_aside(self._directory / str(bad))
+        aside = storage.set_aside(self._directory / str(bad))
         print(f"The damaged one is kept as {aside.name}.", flush=True)
     if damaged and self._writable:
       distributed.wait("damaged checkpoints are aside")

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import pathlib
 from typing import Any, Protocol
 
 from flax import nnx
@@ -15,7 +14,6 @@ import jax
 from sira_jax import (
   confidence,
   decoding,
-  distributed,
   prompts,
   ranking,
   sharding,
@@ -231,29 +229,6 @@ def _intervals(one, answers, score):
       dataclasses.replace(one, targets=tuple(targets)), some
     ),
   )
-
-
-def save_predictions(
-  file: pathlib.Path,
-  sets: Sequence[EvaluationSet],
-  predictions: Sequence[Sequence[str]],
-) -> None:
-  """JSONL: task, language, prompt, target and prediction of every example."""
-  if not distributed.first():
-    return
-  with file.open("w") as stream:
-    for one, answers in zip(sets, predictions, strict=True):
-      for prompt, target, answer in zip(
-        one.prompts, one.targets, answers, strict=True
-      ):
-        row = dict(
-          task=one.task,
-          language=one.language,
-          prompt=prompt,
-          target=target,
-          prediction=answer,
-        )
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def means(results: Sequence[Result]) -> list[Result]:

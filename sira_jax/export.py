@@ -36,6 +36,7 @@ from sira_jax import (
   runs,
   sharding,
   starting,
+  storage,
 )
 from sira_jax.adapters import adapter as adapter_lib
 from sira_jax.adapters import heads, pruning, surgery
@@ -64,7 +65,7 @@ class Export:
 
   base: bases.Base
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  workdir: storage.Path
   folder: pathlib.Path
   name: str
 
@@ -201,7 +202,7 @@ FORMATS: dict[str, Callable[[Export], str]] = {
 
 def export(
   config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   folder: pathlib.Path,
   *,
   kind: str,
@@ -255,11 +256,13 @@ def export(
 def main(argv):
   """Reads the flags; a user's mistake ends with its message alone."""
   logging.set_verbosity(logging.WARNING)
-  workdir = pathlib.Path(_WORKDIR.value)
-  folder = pathlib.Path(_OUT.value or workdir / "export" / _FORMAT.value)
   process.prepare()
   with process.user_errors():
     process.refuse_arguments(argv)
+    workdir = storage.place(_WORKDIR.value)
+    folder = storage.on_disk(
+      _OUT.value or f"{_WORKDIR.value}/export/{_FORMAT.value}", flag="--out"
+    )
     config = runs.load_config(workdir)
     adapted.check(config)
     adapted.lay_out_anew(config, fsdp=_FSDP.value, tensor=_TENSOR.value)
@@ -317,7 +320,7 @@ def _both_scores(export) -> str:
 def _mean_weights(workdir) -> dict[str, np.ndarray]:
   """Path -> each expert's weight, the mean over the evaluation sets."""
   file = workdir / "routing.json"
-  sites = runs.load(file, lambda text: json.loads(text)["sites"])
+  sites = storage.load(file, lambda text: json.loads(text)["sites"])
   if not sites or any("weight" not in one for one in sites.values()):
     raise ValueError(
       f"{file} has no mean weights of the experts: the run is not finished, or"

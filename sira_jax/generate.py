@@ -27,6 +27,7 @@ from sira_jax import (
   process,
   runs,
   sharding,
+  storage,
   texts,
 )
 from sira_jax import prompts as prompts_lib
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
   process.prepare()
   with process.user_errors():
     check(given)
-    workdir = pathlib.Path(given["workdir"])
+    workdir = storage.place(given["workdir"])
     config = runs.load_config(workdir)
     if "head" in config:
       raise ValueError(

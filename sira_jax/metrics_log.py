@@ -2,17 +2,14 @@
 """metrics.jsonl, and curves of it: what each step of a run measured."""
 
 from collections.abc import Mapping
-import io
 import json
 import math
-import os
-import pathlib
 from typing import Any
 
-from sira_jax import board, distributed, runs
+from sira_jax import board, storage
 
 
-def logged(file: pathlib.Path) -> int:
+def logged(file: storage.Path) -> int:
   """The step up to which a metrics.jsonl has a line for every step."""
   found = {_step(line) for line in _lines(file)}
   step = 0
@@ -36,14 +33,13 @@ class MetricsLog:
     skipped: the steps whose update was left out, oldest first.
   """
 
-  def __init__(self, file: pathlib.Path, *, step: int):
+  def __init__(self, file: storage.Path, *, step: int):
     kept = {_step(line): line for line in _lines(file) if _step(line) <= step}
     lacking = step - len(kept)
     if lacking:
       print(f"{file} lacks the lines of {lacking} steps.", flush=True)
     lines = [kept[number] for number in sorted(kept)]
-    runs.write(file, "".join(line + "\n" for line in lines))
-    self._stream = file.open("a") if distributed.first() else io.StringIO()
+    self._lines = storage.Lines(file, lines)
     self._board = board.Board(file.parent, "train", step=step)
     self.skipped = [
       number
@@ -54,29 +50,25 @@ class MetricsLog:
   def append(self, values: Mapping[str, Any]) -> None:
     """Adds a line; `values` has a "step"."""
     line = json.dumps({name: _number(value) for name, value in values.items()})
-    self._stream.write(line + "\n")
-    self._stream.flush()
+    self._lines.append(line)
     curves = {name: x for name, x in values.items() if name != "step"}
     self._board.add(values["step"], curves)
     if values.get("skipped"):
       self.skipped.append(values["step"])
 
   def sync(self) -> None:
-    """Has the lines on the disk, as they must be before their checkpoint is."""
-    if distributed.first():
-      os.fsync(self._stream.fileno())
+    """Has the lines stored, as they must be before their checkpoint is."""
+    self._lines.sync()
+    self._board.sync()
 
   def close(self) -> None:
     """Closes the files."""
-    self._stream.close()
+    self._lines.close()
     self._board.close()
 
 
 def _lines(file):
-  if not file.exists():
-    return []
-  # A damaged byte spoils its own line alone.
-  return file.read_text(errors="replace").splitlines()
+  return storage.text(file).splitlines()
 
 
 def _step(line):

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README.md of an exported folder: what it is, and where it comes from."""
 
-import pathlib
-
 import ml_collections
 
 from sira_jax import configuration
@@ -37,7 +35,7 @@ The whole config of the run; `train.py` with the same values trains it again.
 
 def card(
   config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   *,
   kind: str,
   name: str,

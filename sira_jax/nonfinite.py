@@ -7,11 +7,10 @@ becomes of the run.
 
 from collections.abc import Mapping, Sequence
 import io
-import pathlib
 
 import numpy as np
 
-from sira_jax import runs
+from sira_jax import storage
 
 ACTIONS = ("stop", "skip")
 # What a script exits with then: "data error" of BSD's sysexits.
@@ -27,7 +26,7 @@ class Stop(Exception):
 
 
 def keep(
-  folder: pathlib.Path,
+  folder: storage.Path,
   step: int,
   batch: Mapping[str, np.ndarray],
   metrics: Mapping[str, float],
@@ -58,7 +57,7 @@ def keep(
     stream = io.BytesIO()
     named = {f"metrics.{name}": value for name, value in metrics.items()}
     np.savez(stream, **batch, **named)
-    runs.write(file, stream.getvalue())
+    storage.write(file, stream.getvalue())
   where = f"Its batch is in {file}." if file.exists() else ""
   what = (
     f"Step {step} has a loss of {metrics['loss']:g} and a gradient of norm"

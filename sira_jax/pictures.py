@@ -2,17 +2,18 @@
 """Pictures of what a run found, by matplotlib."""
 
 from collections.abc import Callable, Mapping, Sequence
-import pathlib
+import io
+import os
 import types
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from sira_jax import analysis, distributed
+from sira_jax import analysis, distributed, storage
 from sira_jax.adapters import allocation as allocation_lib
 
 
-def leave(draw: Callable[..., None], what: Any, file: pathlib.Path) -> None:
+def leave(draw: Callable[..., None], what: Any, file: storage.Path) -> None:
   """Draws a picture of `what` in `file`; without matplotlib, says so alone.
 
   Of several processes, the first does.
@@ -20,12 +21,17 @@ def leave(draw: Callable[..., None], what: Any, file: pathlib.Path) -> None:
   if not distributed.first():
     return
   try:
-    draw(what, file)
+    stream = io.BytesIO()
+    draw(what, stream)
   except ValueError as error:  # no reason to lose the results
     print(error)
+    return
+  storage.write(file, stream.getvalue())
 
 
-def routing(report: analysis.Report, file: pathlib.Path) -> None:
+def routing(
+  report: analysis.Report, file: str | os.PathLike | BinaryIO
+) -> None:
   """A picture: each expert's load by task and language, averaged by kind of
   site; and the mean entropy.
 
@@ -65,7 +71,9 @@ def routing(report: analysis.Report, file: pathlib.Path) -> None:
   canvas.savefig(file, dpi=130)
 
 
-def allocation(counts: allocation_lib.Counts, file: pathlib.Path) -> None:
+def allocation(
+  counts: allocation_lib.Counts, file: str | os.PathLike | BinaryIO
+) -> None:
   """A picture: how many experts each module of each layer has.
 
   Args:
@@ -102,7 +110,9 @@ def allocation(counts: allocation_lib.Counts, file: pathlib.Path) -> None:
   canvas.savefig(file, dpi=130)
 
 
-def sparsity(study: Sequence[Mapping[str, Any]], file: pathlib.Path) -> None:
+def sparsity(
+  study: Sequence[Mapping[str, Any]], file: str | os.PathLike | BinaryIO
+) -> None:
   """Scores relative to stage 0 against the parameters that are left.
 
   Generalisation (on evaluation sets) beside memorisation (on examples that

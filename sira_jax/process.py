@@ -12,8 +12,7 @@ import zlib
 from absl import app, flags, logging
 import jax
 
-from sira_jax import distributed
-from sira_jax.formats import sources
+from sira_jax import distributed, local_copies
 
 # What a stopped run exits with: "try again later" of BSD's sysexits.
 STOPPED = 75
@@ -114,7 +113,7 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 
 def prepare() -> None:
   """Keeps compiled programs in the user's cache folder, for later starts."""
-  folder = sources.cache_folder() / "compilations"
+  folder = local_copies.folder() / "compilations"
   _drop_halves(folder)
   jax.config.update("jax_compilation_cache_dir", str(folder))
 

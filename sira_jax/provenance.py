@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from sira_jax import distributed, runs
+from sira_jax import distributed, storage
 
 FILE = "starts.jsonl"
 # Those that are installed are named with their versions.
@@ -25,7 +25,7 @@ PACKAGES = (
 )
 
 
-def note(workdir: pathlib.Path) -> None:
+def note(workdir: storage.Path) -> None:
   """Adds a line on this start to a run's starts.jsonl; the first process does.
 
   Lines that are damaged stay as they are, for nothing goes by them.
@@ -33,8 +33,8 @@ def note(workdir: pathlib.Path) -> None:
   if not distributed.first():
     return
   file = workdir / FILE
-  earlier = file.read_text(errors="replace") if file.exists() else ""
-  runs.write(file, f"{earlier}{json.dumps(start())}\n")
+  earlier = storage.text(file)
+  storage.write(file, f"{earlier}{json.dumps(start())}\n")
 
 
 def start() -> dict[str, Any]:

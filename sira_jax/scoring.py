@@ -13,10 +13,11 @@ from sira_jax import (
   evaluation,
   pictures,
   progress,
-  runs,
   selection,
   stages,
+  storage,
 )
+from sira_jax import predictions as predictions_lib
 
 
 def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
@@ -31,14 +32,14 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
     return found
 
   if text is not None:
-    runs.write(file, text)
+    storage.write(file, text)
     return read(text)
-  results = runs.load(file, read)
+  results = storage.load(file, read)
   if results is None:
     print("\nEvaluating before training ...", flush=True)
     begun = time.monotonic()
     results, _ = assembly.score(run, config, sets=run.data.sets, intervals=True)
-    runs.write(file, evaluation.dumps(results))
+    storage.write(file, evaluation.dumps(results))
     print(f"took {progress.duration(time.monotonic() - begun)}")
   return results
 
@@ -73,7 +74,7 @@ def studied(run, config, workdir, stage):
   """What a stage of a sparsifying schedule shows, computed once in a run."""
   folder = stages.folder(workdir, run.stages, stage)
   file = folder / "study.json"
-  found = runs.load(file, json.loads)
+  found = storage.load(file, json.loads)
   if found is None:
     print(f"\nEvaluating stage {stage.number} ...", flush=True)
     trained, _ = assembly.score(run, config, sets=run.data.memory)
@@ -85,15 +86,15 @@ def studied(run, config, workdir, stage):
       tested=tested,
       metrics=folder / "metrics.jsonl",
     )
-    runs.write(file, json.dumps(found, indent=1))
+    storage.write(file, json.dumps(found, indent=1))
   return found
 
 
 def keep_study(study, workdir) -> None:
   """Leaves what the stages show together, and says it."""
   table = stages.table(study)
-  runs.write(workdir / "sparsity.json", json.dumps(study, indent=1))
-  runs.write(workdir / "sparsity.md", table + "\n")
+  storage.write(workdir / "sparsity.json", json.dumps(study, indent=1))
+  storage.write(workdir / "sparsity.md", table + "\n")
   pictures.leave(pictures.sparsity, study, workdir / "sparsity.png")
   print(f"\n{table}", flush=True)
 
@@ -105,20 +106,20 @@ def last_scores(run, config, workdir, before) -> None:
   after, predictions = assembly.score(
     run, config, sets=run.data.sets, intervals=True, record=recorder
   )
-  evaluation.save_predictions(
+  predictions_lib.save(
     workdir / "predictions.jsonl", run.data.sets, predictions
   )
   statistics = recorder.statistics()
   routing = analysis.summary(statistics)
   if routing is not None:
     analysis.save(statistics, workdir)
-    runs.write(workdir / "routing.json", json.dumps(routing))
+    storage.write(workdir / "routing.json", json.dumps(routing))
     pictures.leave(pictures.routing, routing, workdir / "routing.png")
   table = evaluation.table(before, after)
-  runs.write(workdir / "results.md", table + "\n")
+  storage.write(workdir / "results.md", table + "\n")
   # The last: it says that the run is finished.
-  runs.write(
+  storage.write(
     workdir / "results.json",
     json.dumps(evaluation.as_json(before, after), indent=1),
   )
-  print(f"\n{table}\n\nLeft in {workdir}: {runs.listing(workdir)}")
+  print(f"\n{table}\n\nLeft in {workdir}: {storage.listing(workdir)}")

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import math
-import pathlib
 import statistics
 from typing import Any
 
-from sira_jax import evaluation, run_data, runs
+from sira_jax import evaluation, run_data, storage
 
 FILE = "validation.json"
 
@@ -70,7 +69,7 @@ def value(results: Sequence[evaluation.Result], metric: str | None) -> float:
   return statistics.fmean(found)
 
 
-def best(folder: pathlib.Path) -> int | None:
+def best(folder: storage.Path) -> int | None:
   """The step that validation.json in a run's folder says is the best.
 
   None where there is none. Nothing is changed, for who asks may only read.
@@ -107,14 +106,14 @@ class Selection:
 
   def __init__(
     self,
-    folder: pathlib.Path,
+    folder: storage.Path,
     settings: Mapping[str, Any] | None,
     *,
     step: int,
   ):
     self.folder, self._settings = folder, settings
     self._file = folder / FILE
-    scored = runs.load(self._file, _scored) or []
+    scored = storage.load(self._file, _scored) or []
     self._scored = [one for one in scored if one["step"] <= step]
 
   @property
@@ -145,7 +144,7 @@ class Selection:
         "results": [dataclasses.asdict(one) for one in results],
       }
     )
-    runs.write(self._file, json.dumps(self._scored, indent=1))
+    storage.write(self._file, json.dumps(self._scored, indent=1))
     name = metric.replace("_", " ") if metric else "mean score"
     text = f"validation: {name} {found:.1f} at step {step}"
     text += ", the best" if self.best == step else f"; best: step {self.best}"

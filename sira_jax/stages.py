@@ -8,27 +8,26 @@ pruned.
 
 from collections.abc import Mapping, Sequence
 import json
-import pathlib
 import statistics
 from typing import Any
 
 from flax import nnx
 
-from sira_jax import checkpoints, evaluation, selection
+from sira_jax import checkpoints, evaluation, selection, storage
 from sira_jax.adapters import pruning, surgery
 from sira_jax.training.sparsifying import Stage
 
 
 def folder(
-  workdir: pathlib.Path, stages: Sequence[Stage], stage: Stage
-) -> pathlib.Path:
+  workdir: storage.Path, stages: Sequence[Stage], stage: Stage
+) -> storage.Path:
   """Where a stage leaves what it leaves: the workdir itself, if it is alone."""
   return workdir if len(stages) == 1 else workdir / f"stage_{stage.number}"
 
 
 def restore(
   model: nnx.Module,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   stages: Sequence[Stage],
   *,
   base: str,
@@ -53,7 +52,7 @@ def restore(
 
 def restore_stage(
   model: nnx.Module,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   stages: Sequence[Stage],
   stage: Stage,
   *,
@@ -68,7 +67,7 @@ def restore_stage(
     return found.restore_adapter(model, base=base, best=best)
 
 
-def saved(workdir: pathlib.Path, stages: Sequence[Stage], stage: Stage) -> bool:
+def saved(workdir: storage.Path, stages: Sequence[Stage], stage: Stage) -> bool:
   """Whether a stage has saved anything to go on from."""
   files = folder(workdir, stages, stage) / "checkpoints"
   if not files.exists():
@@ -83,7 +82,7 @@ def measure(
   *,
   trained: Sequence[evaluation.Result],
   tested: Sequence[evaluation.Result],
-  metrics: pathlib.Path,
+  metrics: storage.Path,
 ) -> dict[str, Any]:
   """What one stage adds to the study of a sparsifying schedule.
 

@@ -16,6 +16,7 @@ from sira_jax import (
   runs,
   sharding,
   stages,
+  storage,
 )
 from tests import tiny_run
 from tests.test_generate import leave_run
@@ -96,7 +97,7 @@ def test_statistics_of_the_evaluation_are_those_of_the_prompts(
 @pytest.mark.parametrize("method", ["lora", "adamix", "full", "frozen"])
 def test_nothing_is_routed(base, command, tmp_path, method):
   config = tiny_run.config(method, base)
-  runs.write(tmp_path / "config.json", configuration.as_json(config))
+  storage.write(tmp_path / "config.json", configuration.as_json(config))
   what = {"frozen": "nothing"}.get(method, method)
   with pytest.raises(SystemExit, match=f"Nothing is routed: .*trains {what}"):
     command(f"--workdir={tmp_path}")

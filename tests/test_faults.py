@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks import faults
-from sira_jax import metrics_log, nonfinite, runs
+from sira_jax import metrics_log, nonfinite, runs, storage
 from sira_jax.data import pipeline
 from sira_jax.training import step as training
 from tests import tiny, tiny_run
@@ -318,7 +318,7 @@ def full(*_, **__):
 def test_no_space(config, whole, tmp_path, monkeypatch, where):
   """Ends with what to do; the same command goes on when there is space."""
   workdir, calls = tmp_path / "run", []
-  write, append = runs.write, metrics_log.MetricsLog.append
+  write, append = storage.write, metrics_log.MetricsLog.append
 
   def failing_write(file, content):
     if file.name == where:
@@ -328,8 +328,9 @@ def test_no_space(config, whole, tmp_path, monkeypatch, where):
   def failing_append(log, values):
     calls.append(values)
     if len(calls) == 8:
-      log._stream.write('{"step": 8, "lo')  # what there was space for
-      log._stream.flush()
+      stream = log._lines._stream
+      stream.write('{"step": 8, "lo')  # what there was space for
+      stream.flush()
       full()
     append(log, values)
 
@@ -337,11 +338,11 @@ def test_no_space(config, whole, tmp_path, monkeypatch, where):
     if where == "metrics":
       patch.setattr(metrics_log.MetricsLog, "append", failing_append)
     elif where == "predictions":
-      patch.setattr("sira_jax.evaluation.save_predictions", full)
+      patch.setattr("sira_jax.predictions.save", full)
     elif where == "checkpoint":
       patch.setattr(ocp.CheckpointManager, "save", full)
     else:
-      patch.setattr(runs, "write", failing_write)
+      patch.setattr(storage, "write", failing_write)
     tiny_run.main(patch, config(), workdir)
   tiny_run.main(monkeypatch, config(), workdir)
   assert differences(whole, workdir) == []

@@ -17,12 +17,13 @@ from sira_jax import (
   checkpoints,
   configuration,
   decoding,
-  evaluation,
   generate,
   runs,
   sharding,
+  storage,
   texts,
 )
+from sira_jax import predictions as predictions_lib
 from sira_jax.training import step as training
 from tests import tiny, tiny_run, tiny_t5
 from tests.test_architecture import BLOCKER
@@ -44,10 +45,10 @@ def _leave_run(config, workdir):
   with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
     meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
     saved.save(state, step=2, meta=meta)
-  runs.write(workdir / "config.json", configuration.as_json(config))
+  storage.write(workdir / "config.json", configuration.as_json(config))
   _, predictions = assembly.score(run, config, sets=run.data.sets)
   file = workdir / "predictions.jsonl"
-  evaluation.save_predictions(file, run.data.sets, predictions)
+  predictions_lib.save(file, run.data.sets, predictions)
   return workdir
 
 

@@ -68,6 +68,7 @@ def test_the_five_lines_of_readme_train(readme, tmp_path, monkeypatch, capsys):
   for row in predictions:
     assert row["target"] == known[row["prompt"]]
     assert examples.split_of(row["prompt"]) == "test"
+    assert set(row["scores"]) == {"exact_match"}
   # The same command once more, but the file is another by now.
   (tmp_path / "run" / "results.json").unlink()
   changed = [*ROWS[:-1], ROWS[-1] | {"label": "maybe"}]

@@ -5,15 +5,13 @@ import fcntl
 import json
 import os
 import pathlib
-import resource
-import stat
 import subprocess
 import sys
 
 import ml_collections
 import pytest
 
-from sira_jax import metrics_log, runs
+from sira_jax import metrics_log, runs, storage
 
 
 def config(rate=0.5):
@@ -55,7 +53,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_process_killed_while_it_made_the_workdir(tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(pathlib.Path, "replace", _killed)
-    patch.setattr(runs, "lock_folder", _lock_of_the_dead)
+    patch.setattr(storage, "lock", _lock_of_the_dead)
     runs.open_workdir(tmp_path, config())
   assert len(list(tmp_path.iterdir())) == 2
   runs.open_workdir(tmp_path, config())
@@ -66,7 +64,7 @@ def _killed(*_):
   raise KeyboardInterrupt
 
 
-def _lock_of_the_dead(workdir, *of, lock=runs.lock_folder, **given):
+def _lock_of_the_dead(workdir, *of, lock=storage.lock, **given):
   os.close(lock(workdir, *of, **given))
 
 
@@ -142,66 +140,6 @@ def test_what_may_change_on_the_way(tmp_path):
     runs.open_workdir(tmp_path, changed)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-  file = tmp_path / "file"
-  runs.write(file, "old")
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(pathlib.Path, "replace", _killed)
-    runs.write(file, "new")
-  assert file.read_text() == "old"
-  runs.write(file, "new")
-  assert file.read_text() == "new"
-
-
-def test_where_there_is_no_space_nothing_is_left(tmp_path):
-  """Files may not grow beyond 1 kB, as if the disk were full."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  runs.write(tmp_path / "file", b"old")
-  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-  try:
-    with pytest.raises(OSError, match="File too large"):
-      runs.write(tmp_path / "file", "x" * 2000)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  assert (tmp_path / "file").read_bytes() == b"old"
-  assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_what_is_damaged_is_moved_aside(tmp_path, capsys):
-  file = tmp_path / "a.json"
-  assert runs.load(file, json.loads) is None
-  assert capsys.readouterr().out == ""
-  file.write_text("[1, 2]")
-  assert runs.load(file, json.loads) == [1, 2]
-  for content in (b"[1, 2", b"\xff"):
-    file.write_bytes(content)
-    assert runs.load(file, json.loads) is None
-    assert f"DAMAGED: {file} cannot be read" in capsys.readouterr().out
-  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
-    "a.json.damaged": b"[1, 2",
-    "a.json.damaged2": b"\xff",
-  }
-
-
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-  did, sync, replace = [], os.fsync, pathlib.Path.replace
-
-  def synced(descriptor):
-    state = os.fstat(descriptor)
-    folder = stat.S_ISDIR(state.st_mode)
-    did.append("folder" if folder else f"{state.st_size} bytes")
-    sync(descriptor)
-
-  def replaced(*paths):
-    did.append("name")
-    return replace(*paths)
-
-  monkeypatch.setattr(os, "fsync", synced)
-  monkeypatch.setattr(pathlib.Path, "replace", replaced)
-  runs.write(tmp_path / "file", "text")
-  assert did == ["4 bytes", "name", "folder"]
-
-
 def test_data_are_those_that_a_run_began_with(tmp_path, capsys):
   runs.check_data(tmp_path, "one", keep=False)
   assert list(tmp_path.iterdir()) == []
@@ -215,13 +153,6 @@ def test_data_are_those_that_a_run_began_with(tmp_path, capsys):
   assert "DAMAGED" in capsys.readouterr().out
   with pytest.raises(ValueError, match="other data"):
     runs.check_data(tmp_path, "two", keep=False)
-
-
-def test_listing(tmp_path):
-  (tmp_path / "b").mkdir()
-  for name in ("c", "a", ".hidden"):
-    (tmp_path / name).touch()
-  assert runs.listing(tmp_path) == "a, b/, c"
 
 
 def test_log_goes_on_where_the_run_does(tmp_path):
@@ -274,27 +205,3 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
   log.append({"step": 1})
   assert (tmp_path / "log").read_text() == '{"step": 1}\n'
   log.close()
-
-
-@pytest.mark.parametrize(
-  "error, words",
-  [
-    (OSError(errno.ENOSPC, "No space"), "no space left for the run in"),
-    (OSError(errno.EDQUOT, "Quota"), "no space left for the run in"),
-    (FileNotFoundError(errno.ENOENT, "No file", "rows.json"), "put it back"),
-    (PermissionError(errno.EACCES, "Denied", "rows.json"), "allow it"),
-    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-  ],
-)
-def test_what_the_system_refuses_is_one_error(
-  tmp_path, monkeypatch, error, words
-):
-  monkeypatch.delenv("SIRA_JAX_TRACEBACK", raising=False)
-  with pytest.raises(SystemExit) as raised, runs.storage_errors(tmp_path):
-    raise error
-  message = str(raised.value)
-  assert message.startswith("error: ") and "\n" not in message
-  assert words in message and "the same command goes on" in message
-  monkeypatch.setenv("SIRA_JAX_TRACEBACK", "1")
-  with pytest.raises(OSError), runs.storage_errors(tmp_path):
-    raise error

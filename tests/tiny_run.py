@@ -77,5 +77,5 @@ def main(
     try:
       train.main(["train.py"])
     finally:
-      for number in locks:
+      for number in filter(None, locks):  # a bucket has none
         os.close(number)

@@ -13,9 +13,9 @@ are compared within groups, for a large weight has a large score by its size:
 from collections.abc import Callable, Iterable, Mapping
 import json
 import math
-import pathlib
 import re
 
+from etils import epath
 import numpy as np
 
 from sira_jax.adapters.adapter import AdapterFactory
@@ -121,13 +121,13 @@ def allocate(
   return counts
 
 
-def save(counts: Counts, file: pathlib.Path) -> None:
-  """Writes site -> experts as JSON."""
-  file.write_text(json.dumps(dict(counts), indent=4) + "\n")
+def dumps(counts: Counts) -> str:
+  """Site -> experts as JSON, for `load`."""
+  return json.dumps(dict(counts), indent=4) + "\n"
 
 
-def load(file: pathlib.Path) -> dict[str, int]:
-  """Reads what `save` wrote.
+def load(file: epath.Path) -> dict[str, int]:
+  """Reads a file of what `dumps` gave.
 
   Raises:
     ValueError: it is no JSON object of numbers of experts.

@@ -25,7 +25,7 @@ from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
-from sira_jax import metrics, run_data
+from sira_jax import local_copies, metrics, run_data
 
 FORMAT = 2
 MANIFEST = "cache.json"
@@ -39,17 +39,40 @@ _CHUNK = 2**24
 
 
 def place(folder: str) -> epath.Path:
-  """A cache's folder.
+  """The folder to write a cache to.
 
   Raises:
     ValueError: it is in cloud storage.
   """
-  if "://" in str(folder):
+  if "://" in folder:
     raise ValueError(
-      f"Expected a cache in a folder on a disk of this machine, got {folder}:"
-      " array_record opens no other. Copy it between there and a disk."
+      f"Expected a folder on a disk of this machine to write a cache to, got"
+      f" {folder}. Write it to a disk and copy it there; a run reads it there."
     )
   return epath.Path(folder).expanduser()
+
+
+def on_disk(folder: str) -> epath.Path:
+  """The folder of a cache that is there; in cloud storage, of a copy of it.
+
+  Each machine copies it once, whole, since array_record opens files alone.
+
+  Raises:
+    ValueError: it cannot be copied.
+  """
+  if "://" not in folder:
+    return place(folder)
+  there = epath.Path(folder.rstrip("/"))
+  here = local_copies.place(str(there))
+  try:
+    local_copies.copy(there / MANIFEST, here / MANIFEST)
+    for name in _manifest(here)["files"]:
+      local_copies.copy(there / name, here / name)
+  except (OSError, ImportError, RuntimeError) as error:
+    raise ValueError(
+      f"The cache in {folder} could not be had: {type(error).__name__}: {error}"
+    ) from error
+  return epath.Path(here)
 
 
 def ids_type(vocabulary_size: int) -> str:

@@ -54,14 +54,14 @@ def opened(*, folder: str | None = None) -> Cache | None:
   """The cache in a folder, checked; None where none is named.
 
   Args:
-    folder: that `sira_jax.data.cache` wrote, on a disk of this machine.
+    folder: that `sira_jax.data.cache` wrote, or a copy of it in a bucket.
 
   Raises:
     ValueError: as `layout.load`.
   """
   if not folder:
     return None
-  path = layout.place(folder)
+  path = layout.on_disk(folder)
   manifest = layout.load(path)
   train = tuple(run_data.Entry(**one) for one in manifest["train"])
   found = [layout.read_lengths(path, entry).T for entry in train]

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from sira_jax import process, runs
+from sira_jax import process, storage
 from sira_jax.data import debian, examples
 
 MANIFEST = "prepared.json"
@@ -87,7 +87,7 @@ def prepare(
     ValueError: the folder has something else, or is damaged; or as `fetch` and
       `convert`.
   """
-  target = pathlib.Path(out).expanduser().absolute()
+  target = storage.on_disk(out, flag="--out").expanduser().absolute()
   if target.exists():
     manifest = check(target, name)
     return f"{target} is prepared already; it is left as it is.\n" + _table(
@@ -95,7 +95,7 @@ def prepare(
     )
   draft = target.with_name(f".{target.name}.draft")
   draft.mkdir(parents=True, exist_ok=True)
-  lock = runs.lock_folder(draft, "prepares", flag="--out")
+  lock = storage.lock(draft, "prepares", flag="--out")
   try:
     say(f"{name}: {source.what}; {source.size}.\nLicence: {source.licence}")
     found = source.fetch(draft / "fetched")
@@ -151,7 +151,7 @@ def _write(
       text = "".join(
         json.dumps(row, ensure_ascii=False) + "\n" for row in splits[split]
       )
-      runs.write(folder / language / f"{split}.jsonl", text)
+      storage.write(folder / language / f"{split}.jsonl", text)
   files = sorted(folder.glob("*/*.jsonl"))
   manifest = {
     "format": _FORMAT,
@@ -166,7 +166,7 @@ def _write(
       file.relative_to(folder).as_posix(): _facts(file) for file in files
     },
   }
-  runs.write(
+  storage.write(
     folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False)
   )
   return manifest

