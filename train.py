@@ -27,6 +27,7 @@ from ml_collections import config_flags
 
 from sira_jax import (
   adapted,
+  ahead,
   assembly,
   checkpoints,
   configuration,
@@ -210,7 +211,7 @@ def fit(run, config, workdir, stage, state, signals):
   earlier = sum(one.steps for one in run.stages[: stage.number])
   step, schedule = learner(run, config, stage)
   # One batch a step: the position in the data is the number of the step.
-  batches = run.data.batches(config.seed + stage.number, first)
+  batches = ahead.Ahead(run.data.batches(config.seed + stage.number, first))
   meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
   line = progress.Progress(total=stage.steps, start=first)
   print("\nTraining; the first step compiles ...", flush=True)
@@ -224,9 +225,10 @@ def fit(run, config, workdir, stage, state, signals):
   ):
     for number in range(first + 1, stage.steps + 1):
       begun = time.monotonic()
-      batch = next(batches)
-      state, metrics = step(state, sharding.rows(batch))
-      metrics = measured(metrics, batch)
+      batch = batches.batch
+      state, metrics = step(state, batches.rows)
+      waiting = batches.read(metrics) if number < stage.steps else 0.0
+      metrics = measured(metrics, batch) | {"waiting": waiting}
       # The optimizer does not count the steps that were left out.
       updates = number - 1 - len(log.skipped)
       metrics["learning_rate"] = float(schedule(updates))
@@ -250,8 +252,7 @@ def fit(run, config, workdir, stage, state, signals):
         line.pause(scoring.validate(run, config, chosen, state))
       if stopped or chosen.exhausted:
         break
-  if log.skipped:
-    print(f"{len(log.skipped)} of {int(state.step)} steps were left out.")
+  print(line.waiting(), log.left_out(), sep="", flush=True)
   return state, number == stage.steps or chosen.exhausted
 
 

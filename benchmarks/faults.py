@@ -35,6 +35,8 @@ import orbax.checkpoint as ocp
 from benchmarks import damages
 from sira_jax import local_copies
 
+# What differs between two runs that are the same.
+_CLOCK = {"seconds": None, "waiting": None}
 ROOT = pathlib.Path(__file__).parents[1]
 STOPPED = 75
 # An instant is drawn from this many seconds after a write begins.
@@ -234,7 +236,7 @@ def differences(one: Run, other: Run) -> list[str]:
 def _metrics(run):
   """A run's metrics, but for how long its steps took."""
   lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) | {"seconds": None} for line in lines]
+  return [json.loads(line) | _CLOCK for line in lines]
 
 
 def _leaves(tree, path=""):

@@ -56,6 +56,11 @@ class MetricsLog:
     if values.get("skipped"):
       self.skipped.append(values["step"])
 
+  def left_out(self) -> str:
+    """Says how many steps' updates were left out, if any."""
+    count = len(self.skipped)
+    return f" The updates of {count} steps were left out." if count else ""
+
   def sync(self) -> None:
     """Has the lines stored, as they must be before their checkpoint is."""
     self._lines.sync()

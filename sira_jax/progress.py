@@ -23,15 +23,17 @@ class Progress:
     self._every = 0.2 if self._live else every
     self._begun, self._start = time.monotonic(), start
     self._shown = self._begun
-    self._examples = self._tokens = 0.0
+    self._examples = self._tokens = self._waited = self._waiting = 0.0
 
   def update(self, step: int, metrics: Mapping[str, float]) -> None:
     """Counts one finished step, and shows it if it is time.
 
     Args:
       step: its number, from 1.
-      metrics: loss, examples, tokens, and those of routing if there are any.
+      metrics: loss, examples, tokens, the seconds "waiting" for data, and those
+        of routing if there are any.
     """
+    self._waiting += metrics["waiting"]
     self._examples += metrics["examples"]
     self._tokens += metrics["tokens"]
     now = time.monotonic()
@@ -45,9 +47,19 @@ class Progress:
       text += f"  balance {metrics['balance_loss']:.2f}"
       text += f"  dropped {100 * metrics['dropped_fraction']:.1f}%"
     text += f"  {self._examples / seconds:.1f} examples/s"
-    text += f"  {self._tokens / seconds:.0f} tokens/s  {duration(left)} left"
-    self._say(text, last)
+    text += f"  {self._tokens / seconds:.0f} tokens/s"
+    if self._waiting >= 0.01 * seconds:
+      text += f"  waiting for data {100 * self._waiting / seconds:.0f}%"
+    self._say(f"{text}  {duration(left)} left", last)
+    self._waited += self._waiting
     self._shown, self._examples, self._tokens = now, 0.0, 0.0
+    self._waiting = 0.0
+
+  def waiting(self) -> str:
+    """A sentence on what share of all the time went into waiting for data."""
+    seconds = max(time.monotonic() - self._begun, 1e-9)
+    share = (self._waited + self._waiting) / seconds
+    return f"Waiting for data took at most {share:.1%} of the time."
 
   def pause(self, seconds: float) -> None:
     """Leaves out some time just gone, which was not training's."""

@@ -4,7 +4,7 @@ import pytest
 
 from sira_jax import progress
 
-METRICS = {"loss": 1.5, "examples": 8, "tokens": 100}
+METRICS = {"loss": 1.5, "examples": 8, "tokens": 100, "waiting": 0.0}
 ROUTED = METRICS | {"balance_loss": 1.25, "dropped_fraction": 0.031}
 
 
@@ -92,3 +92,18 @@ def test_a_pause_is_no_part_of_the_rates(clock, capsys):
   assert capsys.readouterr().out == (
     "step 2/4  loss 1.500  0.8 examples/s  10 tokens/s  20s left\n"
   )
+
+
+def test_waiting_for_data(clock, capsys):
+  """1 s of each of four times 10; then 1 % is said and less is not."""
+  metrics = METRICS | {"waiting": 1.0}
+  out = lines(clock, capsys, total=4, every=35, metrics=metrics)
+  assert "10 tokens/s  waiting for data 10%  0s left" in out
+  metrics = METRICS | {"waiting": 0.09}
+  assert "waiting" not in lines(clock, capsys, total=4, metrics=metrics)
+  line = progress.Progress(total=4, every=15)
+  for seconds in (1.0, 3.0, 0.0):
+    clock.now += 10
+    line.update(1, METRICS | {"waiting": seconds})
+  clock.now += 10
+  assert line.waiting() == "Waiting for data took at most 10.0% of the time."
