@@ -42,7 +42,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
+def streaming(tmp_path_factory):
   """For train.py, on a tiny base, compiling for this module alone."""
   folder = tmp_path_factory.mktemp("distributed")
   base = folder / "tiny.gguf"
@@ -52,6 +52,18 @@ def arguments(tmp_path_factory):
     patch.setenv("SIRA_JAX_CACHE", str(folder / "cache"))
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     yield ["--config=configs/quickstart.py", *flags]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, streaming):
+  """The same of a cache, whose command sees one device of the mesh's eight."""
+  folder = tmp_path_factory.mktemp("caches") / "cached"
+  command = [sys.executable, "-m", "sira_jax.data.cache", f"--out={folder}"]
+  done = subprocess.run(
+    [*command, *streaming], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
+  return [*streaming, f"--config.cache.folder={folder}"]
 
 
 @dataclasses.dataclass
@@ -206,27 +218,12 @@ def test_another_number_of_processes_goes_on(
   np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-def test_a_cache_is_the_same_on_any_number(tmp_path, arguments):
-  """Written by its command, which sees one device of the mesh's eight."""
-  folder = tmp_path / "cached"
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "sira_jax.data.cache",
-      *arguments,
-      f"--out={folder}",
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
-  more = [f"--config.cache.folder={folder}", "--config.batches.pack=True"]
-  more += ["--config.training.steps=4"]
+def test_a_stream_is_the_same_on_any_number(tmp_path, streaming):
+  """Packed; the other runs here are of a cache, which takes no TensorFlow."""
+  more = ["--config.batches.pack=True", "--config.training.steps=4"]
   found = []
   for processes in (1, 2):
-    run = faults.Run(tmp_path / str(processes), arguments)
+    run = faults.Run(tmp_path / str(processes), streaming)
     cluster = start(run, processes=processes, devices=8 // processes, more=more)
     assert cluster.wait() == [0] * processes, cluster.texts()
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()

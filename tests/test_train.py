@@ -67,7 +67,12 @@ def arguments(base):
   """For train.py."""
   settings = {"base.uri": base.file, "base.sha256": base.sha256} | SETTINGS
   flags_given = [f"--config.{name}={value}" for name, value in settings.items()]
-  return ["--config=configs/quickstart.py", *flags_given]
+  given = ["--config=configs/quickstart.py", *flags_given]
+  # Scripts start sooner without TensorFlow; README's are run with it.
+  folder = base.file.with_name("cached")
+  done = script("-m", "sira_jax.data.cache", f"--out={folder}", *given)
+  assert done.returncode == 0, done.stderr
+  return [*given, f"--config.cache.folder={folder}"]
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +324,9 @@ def copy(tmp_path, whole):
 
 def test_another_base_is_refused(start, copy, base, monkeypatch):
   saved = base.file.read_bytes()
-  monkeypatch.setattr(evaluation, "_WORKDIR", types.SimpleNamespace(value=copy))
+  monkeypatch.setattr(
+    evaluation, "_WORKDIR", types.SimpleNamespace(value=str(copy))
+  )
   # The file is replaced by another, and the config trusts it.
   config = json.loads((copy / "config.json").read_text())
   config["base"]["sha256"] = None
@@ -329,7 +336,7 @@ def test_another_base_is_refused(start, copy, base, monkeypatch):
   try:
     tiny_base.write(base.file, seed=1)
     with fails("trained on another base model: its sha256 was"):
-      start({}, copy)
+      start({"cache.folder": config["cache"]["folder"]}, copy)
     with fails("trained on another base model: its sha256 was"):
       evaluation.main(["eval.py"])
   finally:
@@ -360,12 +367,12 @@ def test_a_workdir_that_cannot_be_written_is_refused(start, tmp_path):
 
 def test_eval_needs_a_run(monkeypatch, tmp_path, copy):
   monkeypatch.setattr(process, "prepare", lambda: None)
-  given = types.SimpleNamespace(value=tmp_path / "none")
+  given = types.SimpleNamespace(value=str(tmp_path / "none"))
   monkeypatch.setattr(evaluation, "_WORKDIR", given)
   with fails("There is no run in"):
     evaluation.main(["eval.py"])
   shutil.rmtree(copy / "checkpoints")
-  given.value, before = copy, contents(copy)
+  given.value, before = str(copy), contents(copy)
   with fails("There is no checkpoint in"):
     evaluation.main(["eval.py"])
   assert contents(copy) == before
