@@ -23,6 +23,7 @@ from scipy import stats
 
 from benchmarks import methods, trials
 from benchmarks.trials import Run
+from sira_jax import markdown
 
 REFERENCE = "sira"
 _RULES = ("attention", "mlp")
@@ -137,22 +138,18 @@ def comparison(finished: Sequence[Run]) -> str:
   by_setting = {}
   for run in finished:
     by_setting.setdefault(run.setting, []).append(run)
-  lines = [
-    f"| setting | exact match, all examples, - {REFERENCE}'s | p |",
-    "| --- | ---: | ---: |",
-  ]
+  header = ["setting", f"exact match, all examples, - {REFERENCE}'s", "p"]
+  rows = []
   for name, group in by_setting.items():
     if name == REFERENCE:
       continue
     try:
       found = differences(group, by_setting[REFERENCE])
     except ValueError as error:
-      lines.append(f"| {name} | {error} | |")
+      rows.append([name, str(error), ""])
       continue
-    lines.append(
-      f"| {name} | {100 * found.mean():+.1f} | {p_value(found):.3f} |"
-    )
-  return "\n".join(lines)
+    rows.append([name, f"{100 * found.mean():+.1f}", f"{p_value(found):.3f}"])
+  return markdown.table(header, rows)
 
 
 def report(finished: Sequence[Run]) -> str:

@@ -23,6 +23,7 @@ import sys
 from benchmarks import trials
 from benchmarks.trials import Run
 from configs import crosslingual
+from sira_jax import markdown
 
 FIVE = ("en", "de", "fr", "es", "ru")
 METRICS = ("accuracy", "macro_f1")
@@ -69,14 +70,16 @@ def table(finished: Sequence[Run]) -> str:
   """Markdown: a row a setting; means over trained and over other languages."""
   header = ["method, languages trained on", "seeds"]
   header += [f"{m}, {kind}" for kind in ("trained", "others") for m in METRICS]
-  rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+  rows = []
   for name, runs in by_setting(finished).items():
     row = [name.replace(" on ", ", "), str(len(runs))]
     for zero_shot in (False, True):
       for metric in METRICS:
-        row.append(_spread([_mean(run, metric, zero_shot) for run in runs]))
+        row.append(
+          markdown.spread([_mean(run, metric, zero_shot) for run in runs])
+        )
     rows.append(row)
-  return _markdown(rows)
+  return markdown.table(header, rows)
 
 
 def languages(finished: Sequence[Run]) -> str:
@@ -85,7 +88,7 @@ def languages(finished: Sequence[Run]) -> str:
   In brackets where the language was trained on.
   """
   groups = by_setting(finished)
-  rows = [["accuracy", *groups], ["---", *["---:"] * len(groups)]]
+  rows = []
   means = {name: accuracies(runs) for name, runs in groups.items()}
   trained = {name: _trained(runs[0]) for name, runs in groups.items()}
   for language in next(iter(means.values())):
@@ -94,7 +97,7 @@ def languages(finished: Sequence[Run]) -> str:
       value = f"{found[language]:.1f}"
       row.append(f"({value})" if language in trained[name] else value)
     rows.append(row)
-  return _markdown(rows)
+  return markdown.table(["accuracy", *groups], rows)
 
 
 def accuracies(runs: Sequence[Run]) -> dict[str, float]:
@@ -142,17 +145,6 @@ def _mean(run, metric, zero_shot):
     for language, one in found.items()
     if (language not in trained) == zero_shot
   )
-
-
-def _spread(values):
-  text = f"{statistics.fmean(values):.1f}"
-  if len(values) > 1:
-    text += f" ± {statistics.stdev(values):.1f}"
-  return text
-
-
-def _markdown(rows):
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def report(finished: Sequence[Run]) -> str:

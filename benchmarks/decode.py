@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from benchmarks import step_programs
-from sira_jax import decoding
+from sira_jax import decoding, markdown
 from sira_jax.adapters import methods, surgery
 from sira_jax.models import decoder
 
@@ -90,16 +90,17 @@ def measure(
 
 def table(rows: list[dict[str, float]]) -> str:
   """Markdown."""
-  lines = [
-    "| model | batch | tokens a second | time / merged |",
-    "|---|---:|---:|---:|",
-  ]
-  lines += [
-    f"| {row['model']} | {row['batch']} | {row['tokens a second']:.1f} |"
-    f" {row['ratio']:.2f} |"
+  header = ["model", "batch", "tokens a second", "time / merged"]
+  cells = [
+    [
+      row["model"],
+      str(row["batch"]),
+      f"{row['tokens a second']:.1f}",
+      f"{row['ratio']:.2f}",
+    ]
     for row in rows
   ]
-  return "\n".join(lines)
+  return markdown.table(header, cells)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from sira_jax import ambient
+from sira_jax import ambient, markdown
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import Trainable
 
@@ -190,7 +190,7 @@ def table(rows: Sequence[Mapping]) -> str:
   header = ["setting", "program"]
   header += [f"{kind}: time" for kind in PASSES]
   header += ["GFLOP", "temporary MiB"]
-  lines = [header, ["---", "---"] + ["---:"] * 4]
+  lines = []
   by_program = {}
   for row in rows:
     setting = Setting(**{name: row[name] for name in names})
@@ -201,7 +201,7 @@ def table(rows: Sequence[Mapping]) -> str:
     both = found[PASSES[1]]
     line += [f"{both['gigaflop']:.2f}", f"{both['temporary_mib']:.0f}"]
     lines.append(line)
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return markdown.table(header, lines, words=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

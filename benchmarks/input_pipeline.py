@@ -25,7 +25,7 @@ from typing import Any
 import ml_collections
 
 from configs import quickstart
-from sira_jax import adapted, assembly, run_data
+from sira_jax import adapted, assembly, markdown, run_data
 from sira_jax.data import cache
 
 PACKED = {False: "unpacked", True: "packed"}
@@ -113,16 +113,18 @@ def _sizes(batch):
 
 def table(rows: list[dict[str, Any]], *, on: int) -> str:
   """Markdown."""
-  lines = [
-    f"| | examples/s | tokens/s | waiting | first after {on:,} batches, s |",
-    "|---|---:|---:|---:|---:|",
-  ]
-  lines += [
-    f"| {row['way']} | {row['examples a second']:,} |"
-    f" {row['tokens a second']:,} | {row['waiting']:.1%} | {row['on']} |"
+  header = ["", "examples/s", "tokens/s", "waiting"]
+  cells = [
+    [
+      row["way"],
+      f"{row['examples a second']:,}",
+      f"{row['tokens a second']:,}",
+      f"{row['waiting']:.1%}",
+      str(row["on"]),
+    ]
     for row in rows
   ]
-  return "\n".join(lines)
+  return markdown.table([*header, f"first after {on:,} batches, s"], cells)
 
 
 def main() -> None:

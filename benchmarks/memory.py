@@ -20,6 +20,7 @@ import pathlib
 from typing import Any
 
 from benchmarks import step_programs
+from sira_jax import markdown
 from sira_jax import plan as plans
 
 METHODS = ("lora", "sira", "molora", "sora", "dispatch", "gather")
@@ -63,7 +64,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   header = ["method", "trained parameters", "weights, MiB"]
   header += ["trained and optimizer, MiB", "temporaries, MiB", "ratio"]
   header += ["total, MiB", "ratio"]
-  lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+  lines = []
   for row in rows:
     cells = [row["method"], f"{row['trained']:,}"]
     cells += [f"{row[k] / _MIB:,.0f}" for k in ("weights", "training")]
@@ -71,7 +72,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
       cells.append(f"{row[kind] / _MIB:,.0f}")
       cells.append(f"{row[kind] / rows[0][kind]:.2f}")
     lines.append(cells)
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return markdown.table(header, lines)
 
 
 def main() -> None:

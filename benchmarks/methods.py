@@ -26,7 +26,7 @@ import jax
 from benchmarks import trials
 from benchmarks.trials import Run
 from configs import quickstart
-from sira_jax import configuration, evaluation, expert_budget, runs
+from sira_jax import configuration, evaluation, expert_budget, markdown, runs
 from sira_jax.adapters import allocation, surgery, tuning
 from sira_jax.formats import bases
 
@@ -116,28 +116,20 @@ def table(finished: Sequence[Run], sizes: Mapping[str, tuple[int, int]]) -> str:
     words = f"{task}: {metric.replace('_', ' ')}"
     header.append(words + (", zero-shot" if zero_shot else ""))
   header.append(f"step time / {REFERENCE}'s")
-  rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+  rows = []
   for method, group in by_setting.items():
     row = [method, str(len(group)), *(f"{size:,}" for size in sizes[method])]
     for key in columns:
-      row.append(_spread([found[run][key] for run in group], 1))
+      row.append(markdown.spread([found[run][key] for run in group], 1))
     # Of one seed's runs, which ran one soon after the other.
     pairs = [
       (times[method, r.seed], times.get((REFERENCE, r.seed))) for r in group
     ]
-    row.append(_spread([own / lora for own, lora in pairs if own and lora], 2))
+    row.append(
+      markdown.spread([own / lora for own, lora in pairs if own and lora], 2)
+    )
     rows.append(row)
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _spread(values, digits):
-  """Mean ± standard deviation, as far as there are values for it."""
-  if not values:
-    return ""
-  text = f"{statistics.fmean(values):.{digits}f}"
-  if len(values) > 1:
-    text += f" ± {statistics.stdev(values):.{digits}f}"
-  return text
+  return markdown.table(header, rows)
 
 
 def unequal(finished: Sequence[Run]) -> list[str]:

@@ -27,7 +27,7 @@ import tempfile
 import time
 
 from benchmarks import step_programs
-from sira_jax import local_copies
+from sira_jax import local_copies, markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What a run prints as it gets on: of what the time until then was.
@@ -119,16 +119,16 @@ def compile_times(
 def start_table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
   """Markdown: a row a way, its medians in seconds."""
   names = list(next(iter(found.values()))[0])
-  rows = [["start", *names], ["---", *["---:"] * len(names)]]
+  rows = []
   for way, rounds in found.items():
     medians = [statistics.median(one[name] for one in rounds) for name in names]
     rows.append([way, *(f"{value:.1f}" for value in medians)])
-  return _markdown(rows)
+  return markdown.table(["start", *names], rows)
 
 
 def compile_table(found: Mapping[tuple[int, bool], float]) -> str:
   """Markdown: a row for each number of layers; seconds, and of the first's."""
-  rows = [["layers", "unrolled, s", "ratio", "scan, s", "ratio"], ["---:"] * 5]
+  header, rows = ["layers", "unrolled, s", "ratio", "scan, s", "ratio"], []
   layers = list(dict.fromkeys(number for number, _ in found))
   for number in layers:
     row = [str(number)]
@@ -136,11 +136,7 @@ def compile_table(found: Mapping[tuple[int, bool], float]) -> str:
       seconds = found[number, scan]
       row += [f"{seconds:.1f}", f"{seconds / found[layers[0], scan]:.2f}"]
     rows.append(row)
-  return _markdown(rows)
-
-
-def _markdown(rows):
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+  return markdown.table(header, rows, words=0)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from sira_jax import meshes, plan
+from sira_jax import markdown, meshes, plan
 from sira_jax.adapters import methods, surgery
 from sira_jax.models import decoder, t5
 from sira_jax.training import optimizers
@@ -190,7 +190,7 @@ def table(rows: Sequence[Mapping]) -> str:
   header = ["base", "layers", "method", "chips", "trained", "weights"]
   header += ["trained + optimizer", "working", "program", "total", "of"]
   header += ["exchanged a step", "compiled in"]
-  lines = [header, ["---", "---:", "---", "---"] + ["---:"] * 9]
+  lines = []
   for row in rows:
     mesh = ", ".join(f"{k} {v}" for k, v in row["mesh"].items() if v > 1)
     line = [row["shape"], str(row["layers"]), row["method"]]
@@ -211,7 +211,7 @@ def table(rows: Sequence[Mapping]) -> str:
         )
       )
     lines.append([*line, f"{row['seconds']:.0f} s"])
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return markdown.table(header, lines, words=4)
 
 
 def _gib(size):

@@ -46,6 +46,7 @@ import jax
 from benchmarks import step_programs
 from benchmarks.step_presets import PRESETS, Preset
 from benchmarks.step_programs import Setting
+from sira_jax import markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = "lora"
@@ -255,14 +256,14 @@ def table(rows: Sequence[Mapping]) -> str:
     for title, found in COLUMNS.items()
     if any(row.get(found[0]) is not None for row in rows)
   }
-  lines = [["program", *columns], ["---", *["---:"] * len(columns)]]
+  lines = []
   for row in rows:
     cells = [
       "" if row.get(key) is None else format(row[key] * factor, form)
       for key, factor, form in columns.values()
     ]
     lines.append([row["program"], *cells])
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return markdown.table(["program", *columns], lines)
 
 
 def here() -> dict:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-from sira_jax import checkpoints, evaluation, selection, storage
+from sira_jax import checkpoints, evaluation, markdown, selection, storage
 from sira_jax.adapters import pruning, surgery
 from sira_jax.training.sparsifying import Stage
 
@@ -119,7 +119,7 @@ def table(study: Sequence[Mapping[str, Any]]) -> str:
   names = [(kind, name) for kind in kinds for name in study[0][kind]]
   header = ["stage", "penalty", "ranks", "parameters", "seconds a step"]
   header += [f"{kind}: {name}" for kind, name in names]
-  rows = [header, ["---:"] * len(header)]
+  rows = []
   for one in study:
     row = [
       str(one["stage"]),
@@ -132,7 +132,7 @@ def table(study: Sequence[Mapping[str, Any]]) -> str:
       relative = _relative(one[kind][name], study[0][kind][name])
       row.append(f"{one[kind][name]:.1f} ({relative})")
     rows.append(row)
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+  return markdown.table(header, rows, words=0)
 
 
 def _relative(value, first):
