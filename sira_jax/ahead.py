@@ -34,7 +34,7 @@ class Ahead:
     begun = time.monotonic()
     self._read()
     over = all(array.is_ready() for array in busy.values())
-    return time.monotonic() - begun if over else 0.0
+    return round(time.monotonic() - begun, 4) if over else 0.0
 
   def _read(self):
     self.batch = next(self._batches)

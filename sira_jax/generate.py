@@ -13,11 +13,11 @@ the run nor TensorFlow is needed.
 from collections.abc import Callable, Sequence
 import contextlib
 import json
-import pathlib
 import sys
 from typing import Any
 
 from absl import flags, logging
+from etils import epath
 
 from sira_jax import (
   adapted,
@@ -167,11 +167,11 @@ def read(
     where = f"{file}, line {{}}"
     found = [
       _prompt(line, where.format(i))
-      for i, line in enumerate(_lines(pathlib.Path(file).read_text()), 1)
+      for i, line in enumerate(_lines(epath.Path(file).read_text()), 1)
     ]
     escapes = False
   elif file is not None:
-    found, where = _lines(pathlib.Path(file).read_text()), f"{file}, line {{}}"
+    found, where = _lines(epath.Path(file).read_text()), f"{file}, line {{}}"
   else:
     if sys.stdin.isatty():
       print("Prompts, a line each, then Ctrl-D:", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 
 import ml_collections
 
-from sira_jax import configuration
+from sira_jax import configuration, storage
 
 _TEXT = """---
 {front}---
