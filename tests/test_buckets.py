@@ -4,6 +4,7 @@
 import json
 import socket
 
+from etils.epath import gpath
 from fsspec import asyn
 from gcp_storage_emulator import server
 import jax
@@ -30,13 +31,14 @@ def bucket():
     "STORAGE_EMULATOR_HOST": address,
     "FSSPEC_GCS_TOKEN": "anon",
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    "EPATH_USE_TF": "false",  # whose own client knows the real place alone
     "TENSORSTORE_GCS_HTTP_URL": address,
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
   }
   with pytest.MonkeyPatch.context() as patch:
     for name, value in names.items():
       patch.setenv(name, value)
+    # TensorFlow's own client knows the real place alone.
+    patch.setattr(gpath, "_is_tf_installed", lambda: False)
     import gcsfs  # which reads the names above
 
     # The server has no moveTo, which is waited for half a minute.
