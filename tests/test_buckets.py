@@ -7,8 +7,6 @@ import socket
 from etils.epath import gpath
 from fsspec import asyn
 from gcp_storage_emulator import server
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from sira_jax import adapted, checkpoints, metrics_log, runs, storage
@@ -53,18 +51,8 @@ def bucket():
 @pytest.fixture(scope="module", autouse=True)
 def compilations(tmp_path_factory):
   """All starts share what they compile."""
-  names = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for values in (names, before):
-    compilation_cache.reset_cache()
-    for name, value in values.items():
-      jax.config.update(name, value)
-    if values is names:
-      yield
+  with tiny_run.compilations(tmp_path_factory.mktemp("cache")):
+    yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -30,18 +29,8 @@ CHANGES = {"training.steps": STEPS, "training.checkpoint_every": 3}
 @pytest.fixture(scope="module", autouse=True)
 def compilations(tmp_path_factory):
   """All starts share what they compile."""
-  names = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for values in (names, before):
-    compilation_cache.reset_cache()
-    for name, value in values.items():
-      jax.config.update(name, value)
-    if values is names:
-      yield
+  with tiny_run.compilations(tmp_path_factory.mktemp("cache")):
+    yield
 
 
 @pytest.fixture(scope="module")

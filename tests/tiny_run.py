@@ -1,11 +1,14 @@
 """train.py's main in this process, with a config for the tiny base."""
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import os
 import pathlib
 import types
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from configs import quickstart
@@ -32,6 +35,23 @@ def base(folder: pathlib.Path) -> dict[str, str]:
   """Writes the tiny base; the settings that name it."""
   file = folder / "tiny.gguf"
   return {"base.uri": str(file), "base.sha256": tiny_base.write(file)}
+
+
+@contextlib.contextmanager
+def compilations(folder: pathlib.Path) -> Iterator[None]:
+  """What is compiled is kept in a folder, and taken from there."""
+  names = {
+    "jax_compilation_cache_dir": str(folder),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in names}
+  for values in (names, before):
+    compilation_cache.reset_cache()
+    for name, value in values.items():
+      jax.config.update(name, value)
+    if values is names:
+      yield
 
 
 def config(method: str, changes, *, path: str = r"layers\.\d+\.mlp\.up_proj"):
