@@ -22,7 +22,6 @@ import time
 
 from absl import flags
 from flax import nnx
-import jax
 from ml_collections import config_flags
 
 from sira_jax import (
@@ -45,6 +44,7 @@ from sira_jax import (
   sharding,
   stages,
   starting,
+  step_records,
   storage,
   validation,
 )
@@ -207,7 +207,6 @@ def fit(run, config, workdir, stage, state, signals):
     scoring.validate(run, config, chosen, state)
   if first == stage.steps or chosen.exhausted:
     return state, True
-  action = config.training.nonfinite
   earlier = sum(one.steps for one in run.stages[: stage.number])
   step, schedule = learner(run, config, stage)
   # One batch a step: the position in the data is the number of the step.
@@ -223,28 +222,27 @@ def fit(run, config, workdir, stage, state, signals):
       metrics_log.MetricsLog(folder / "metrics.jsonl", step=first)
     ) as log,
   ):
+    records = step_records.StepRecords(
+      folder,
+      log=log,
+      line=line,
+      schedule=schedule,
+      action=config.training.nonfinite,
+    )
     for number in range(first + 1, stage.steps + 1):
-      begun = time.monotonic()
-      batch = batches.batch
-      state, metrics = step(state, batches.rows)
+      begun, batch = time.monotonic(), batches.batch
+      state, metrics = step(state, batches.rows, records.left_out)
       waiting = batches.read(metrics) if number < stage.steps else 0.0
-      metrics = measured(metrics, batch) | {"waiting": waiting}
-      # The optimizer does not count the steps that were left out.
-      updates = number - 1 - len(log.skipped)
-      metrics["learning_rate"] = float(schedule(updates))
-      line.update(number, metrics)
-      metrics["seconds"] = round(time.monotonic() - begun, 4)
-      log.append({"step": number, **metrics})
-      if metrics["skipped"]:
-        stop = nonfinite.keep(
-          folder, number, batch, metrics, skipped=log.skipped, action=action
-        )
-        if stop is not None:
-          before = dataclasses.replace(state, step=state.step - 1)
-          saved.save(before, step=number - 1, meta=meta)
-          raise stop
+      records.add(step_records.Sent(number, batch, metrics, waiting, begun))
       # Once, for a signal may arrive between the two questions.
       stopped = distributed.stopping(signals, earlier + number)
+      if due(config, stage, number) or stopped:
+        records.settle()
+      if records.stop is not None:
+        good = records.stop.good  # no step after it changed anything
+        before = dataclasses.replace(state, step=state.step - (number - good))
+        saved.save(before, step=good, meta=meta)
+        raise records.stop
       if due(config, stage, number) or stopped:
         log.sync()  # a checkpoint never is on the disk before its metrics
         saved.save(state, step=number, meta=meta)
@@ -272,22 +270,6 @@ def due(config, stage, number) -> bool:
   """Whether a checkpoint is, after so many steps."""
   every = config.training.checkpoint_every
   return number > 0 and (number % every == 0 or number == stage.steps)
-
-
-def measured(metrics, batch) -> dict[str, float]:
-  """A step's metrics, here, and how many examples its batch holds."""
-  found = {k: float(v) for k, v in jax.device_get(metrics).items()}
-  return found | {"examples": _examples(batch)}
-
-
-def _examples(batch) -> int:
-  """Packed rows number theirs from 1."""
-  if "decoder_input_tokens" not in batch:  # an encoder: texts with a label
-    return int(batch["decoder_loss_weights"].sum())
-  segments = batch.get("decoder_segment_ids")
-  if segments is None:
-    return len(batch["decoder_target_tokens"])
-  return int(segments.max(axis=1).sum())
 
 
 def default_workdir() -> str:

@@ -22,7 +22,16 @@ KEPT = 3
 
 
 class Stop(Exception):
-  """The run ends here; its text says why, and what to try."""
+  """The run ends here; its text says why, and what to try.
+
+  Args:
+    text: what to say.
+    good: the last step before those that were left out.
+  """
+
+  def __init__(self, text: str, *, good: int):
+    super().__init__(text)
+    self.good = good
 
 
 def keep(
@@ -78,7 +87,8 @@ def keep(
     )
   return Stop(
     f"{what}; its update{others} was not applied, and the last good state is"
-    f" saved as step {step - 1}. {where} {advice}"
+    f" saved as step {step - 1}. {where} {advice}",
+    good=step - 1,
   )
 
 

@@ -5,6 +5,7 @@ import json
 import types
 
 from absl import flags
+import jax
 import numpy as np
 import pytest
 
@@ -244,3 +245,16 @@ def test_refused(base, tmp_path, monkeypatch, method, changes, message):
   with pytest.raises(SystemExit, match=f"error: .*{message}"):
     tiny_run.main(monkeypatch, config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_compiles_its_step_once(
+  devices, base, tmp_path, monkeypatch, caplog
+):
+  """What one step passes to the next is where the first one's was."""
+  changes = {"training.steps": 3, "mesh.data": devices, **base}
+  config = tiny_run.config("sira", changes)
+  with jax.log_compiles():
+    tiny_run.main(monkeypatch, config, tmp_path / "run", devices=devices)
+  found = [m for m in caplog.messages if m.startswith("Compiling jit(step)")]
+  assert len(found) == 1

@@ -82,7 +82,7 @@ def make(
   *,
   steps: int | None = None,
   microbatches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
   """The jitted step: (state, batch) -> (state, metrics); its state is donated.
 
   loss = cross-entropy per target token + mean over routed layers of their
@@ -91,7 +91,10 @@ def make(
   constants in it.
 
   Where the loss, the gradient or the update is no finite number, the step
-  changes nothing but its own count, and the metric `skipped` is 1, else 0.
+  changes nothing but its own count, and the metric `skipped` is 1, else 0. So
+  it is where a third argument, the `skipped` of the step before, is not 0:
+  whoever waits for no step's metrics before sending off the next can still end
+  at the first one that was left out.
 
   Args:
     model: adapted; put into training mode here.
@@ -106,7 +109,7 @@ def make(
   graph, _, _, frozen = nnx.split(model, Trainable, AdapterConstant, ...)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(state: TrainState, frozen: nnx.State, batch: Batch):
+  def step(state, frozen, batch, skipped):
     key = jax.random.fold_in(state.key, state.step)
     progress = None if steps is None else state.step / steps
 
@@ -127,9 +130,10 @@ def make(
     finite = jnp.isfinite(
       metrics["loss"] + metrics["gradient_norm"] + optax.global_norm(updates)
     )
-    metrics["skipped"] = 1.0 - finite
+    takes = finite if skipped is None else finite & (skipped == 0)
+    metrics["skipped"] = (~takes).astype(jnp.float32)
     trainable, optimizer_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
+      lambda new, old: jnp.where(takes, new, old),
       (optax.apply_updates(state.trainable, updates), optimizer_state),
       (state.trainable, state.optimizer),
     )
@@ -142,7 +146,7 @@ def make(
     )
     return state, metrics
 
-  return lambda state, batch: step(state, frozen, batch)
+  return lambda state, batch, skipped=None: step(state, frozen, batch, skipped)
 
 
 def _in_parts(slope, batch, key, parts):

@@ -93,7 +93,8 @@ def compiled_step(model, state, optimizer, length=LENGTH):
   """The program of `training.make`, and its second argument."""
   step = training.make(model, optimizer, steps=STEPS)
   inner = inspect.getclosurevars(step).nonlocals
-  given = (state, inner["frozen"], sharding.rows(batch(length=length)))
+  rows = sharding.rows(batch(length=length))
+  given = (state, inner["frozen"], rows, None)
   return inner["step"].lower(*given).compile(), inner["frozen"]
 
 
