@@ -2,6 +2,7 @@
 """The benchmark of whole steps runs, and says what it measured."""
 
 import dataclasses
+import gc
 import json
 import math
 import sys
@@ -81,15 +82,16 @@ def test_flops_of_an_encoder_decoder_by_hand():
 
 
 def test_encoder_decoder(tmp_path, capsys):
-  programs = ("sira", "frozen", "lora", "molora", "sora")
-  preset = Preset(T5, (0.5,), programs, rounds=2, side=64, plan=True)
+  programs = ("sira", "frozen")
+  setting = dataclasses.replace(T5, layers=1)
+  preset = Preset(setting, (0.5,), programs, rounds=2, side=64, plan=True)
   rows = train_step.run(preset, (16,), (), tmp_path / "step.json")
   assert [row["program"] for row in rows] == list(programs)
   for row in rows:
     assert math.isclose(row["tokens_a_second"] * row["seconds"], 48)
     assert row["utilisation"] > 0
   assert rows[0]["planned"] > rows[0]["temporary"]
-  title = "t5-tiny, 2 + 3 layers, 2 x 16 + 2 x 8, 50% targets, float32"
+  title = "t5-tiny, 1 + 1 layers, 2 x 16 + 2 x 8, 50% targets, float32"
   assert f"\n{title}; the large product" in capsys.readouterr().out
 
 
@@ -129,6 +131,23 @@ def test_peers_are_as_large(setting):
   assert list(made) == names
   for program in made.values():
     assert math.isfinite(program.run(2))
+
+
+def test_peers_that_fail_are_left_out_and_freed(monkeypatch, capsys):
+  """Of layers that are not there: one fails at once, one later."""
+  peers = pytest.importorskip("benchmarks.torch_peers")
+  kind = peers.transformers.T5ForConditionalGeneration
+  release, alive = peers.release, []
+
+  def count():
+    release()
+    alive.append(sum(type(one) is kind for one in gc.get_objects()))
+
+  monkeypatch.setattr(peers, "release", count)
+  setting = dataclasses.replace(T5, modules=("absent",))
+  assert train_step.peers(setting, ["peft", "loops"], 16) == {}
+  assert alive == [0, 0]
+  assert capsys.readouterr().out.count("left out, ValueError") == 2
 
 
 def test_tables_of_experts_and_lengths():
