@@ -16,8 +16,8 @@ is the time of all cores (of the host), which other processes disturb less.
 
     forward   the base's loss, without a gradient
     frozen    a step that runs all of the base, forward and backward, and trains
-              one rank of the first block's queries: what any adapters cost more
-              is theirs ("added")
+              one rank of the first block's queries (of either side): what any
+              adapters cost more is theirs ("added")
     lora, sira, molora, sora    methods of one total rank (16 x 4 by default)
     dispatch, gather            SiRA with that execution
     peft, "peft, compiled"      PEFT's LoRA of that rank, on transformers' Llama

@@ -147,7 +147,7 @@ def test_peers_that_fail_are_left_out_and_freed(monkeypatch, capsys):
   setting = dataclasses.replace(T5, modules=("absent",))
   assert train_step.peers(setting, ["peft", "loops"], 16) == {}
   assert alive == [0, 0]
-  assert capsys.readouterr().out.count("left out, ValueError") == 2
+  assert capsys.readouterr().out.count("left out, ") == 2
 
 
 def test_tables_of_experts_and_lengths():
