@@ -22,12 +22,12 @@ from flax import nnx
 import jax
 import numpy as np
 
-from benchmarks import step_programs
+from benchmarks import step_models
 from sira_jax import decoding, markdown
 from sira_jax.adapters import methods, surgery
 from sira_jax.models import decoder
 
-CONFIG = dataclasses.replace(step_programs.SMOLLM2_135M, max_length=2048)
+CONFIG = dataclasses.replace(step_models.SMOLLM2_135M, max_length=2048)
 PROMPT = 64
 SITES = r".*_proj"
 REFERENCE = "merged"

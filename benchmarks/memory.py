@@ -19,7 +19,7 @@ import json
 import pathlib
 from typing import Any
 
-from benchmarks import step_programs
+from benchmarks import step_models, step_programs
 from sira_jax import markdown
 from sira_jax import plan as plans
 
@@ -28,7 +28,7 @@ _MIB = 2**20
 
 
 def measure(
-  setting: step_programs.Setting,
+  setting: step_models.Setting,
   names: Sequence[str],
   *,
   experts: int,
@@ -80,7 +80,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--model", default="135m", choices=step_programs.CONFIGS)
+  parser.add_argument("--model", default="135m", choices=step_models.CONFIGS)
   parser.add_argument("--layers", type=int, help="instead of the model's own")
   parser.add_argument("--rows", type=int, default=8)
   parser.add_argument("--lengths", default="64,512")
@@ -96,7 +96,7 @@ def main() -> None:
     parser.error(f"no methods {unknown}; there are: {', '.join(METHODS)}")
   found = []
   for length in map(int, given.lengths.split(",")):
-    setting = step_programs.Setting(
+    setting = step_models.Setting(
       given.model,
       rows=given.rows,
       length=length,

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import step_programs
+from benchmarks import step_models, step_programs
 from sira_jax import local_copies, markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def compile_times(
   for _ in range(rounds):
     for number in layers:
       for scan in (False, True):
-        setting = step_programs.Setting(
+        setting = step_models.Setting(
           "135m", rows=3, length=128, layers=number, scan=scan
         )
         planned = step_programs.planned(setting, _SIRA)

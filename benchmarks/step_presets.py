@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from benchmarks.step_programs import Setting
+from benchmarks.step_models import EncoderDecoder, Setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,17 @@ PRESETS = {
     Setting("1b", rows=8, length=1024, dtype="bfloat16"),
     shares=(1.0,),
     programs=("sira", "frozen", "lora", "molora", "peft", "peft, compiled"),
+    rounds=5,
+    steps=4,
+    side=8192,
+    plan=True,
+  ),
+  "gpu-t5": Preset(
+    EncoderDecoder(
+      "t5-large", rows=16, length=512, targets_length=128, dtype="bfloat16"
+    ),
+    shares=(1.0,),
+    programs=("sira", "frozen", "lora", "peft", "peft, compiled"),
     rounds=5,
     steps=4,
     side=8192,

@@ -1,142 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our whole training steps on random weights, compiled, and their FLOPs."""
+"""Our whole training steps on random weights, compiled."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from benchmarks import step_models
 from sira_jax import meshes
 from sira_jax import plan as plans
 from sira_jax.adapters import methods, surgery
 from sira_jax.adapters.variables import AdapterConstant, Trainable
-from sira_jax.models import decoder
 from sira_jax.training import optimizers, proximal
 from sira_jax.training import step as training
-
-SMOLLM2_135M = decoder.DecoderConfig(
-  vocabulary_size=49_152,
-  layers=30,
-  d_model=576,
-  heads=9,
-  kv_heads=3,
-  head_dim=64,
-  d_ff=1536,
-  rope_theta=10_000.0,
-  norm_epsilon=1e-5,
-  tied_embeddings=True,
-  max_length=8192,
-)
-LLAMA_1B = decoder.DecoderConfig(
-  vocabulary_size=128_256,
-  layers=16,
-  d_model=2048,
-  heads=32,
-  kv_heads=8,
-  head_dim=64,
-  d_ff=8192,
-  rope_theta=500_000.0,
-  norm_epsilon=1e-5,
-  tied_embeddings=True,
-  max_length=131_072,
-)
-TINY = dataclasses.replace(
-  SMOLLM2_135M,
-  vocabulary_size=128,
-  layers=2,
-  d_model=32,
-  heads=4,
-  kv_heads=2,
-  head_dim=8,
-  d_ff=64,
-)
-CONFIGS = {"135m": SMOLLM2_135M, "1b": LLAMA_1B, "tiny": TINY}
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# In the order in which a block runs them; those of one stage read one input.
-STAGES = (
-  ATTENTION[:3],
-  ATTENTION[3:],
-  ("gate_proj", "up_proj"),
-  ("down_proj",),
-)
-# What "frozen" trains: all of the base runs, forward and backward.
-_PROBE = r"layers\.0\.self_attn\.q_proj"
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """A model and a batch.
-
-  Attributes:
-    model: a name in `CONFIGS`.
-    layers: instead of the model's own number; None keeps that.
-    rows: of the batch.
-    length: tokens of a row.
-    share: of the positions, that have a target.
-    dtype: of the base and of the computation.
-    modules: which projections are adapted.
-    scan: see `decoder.Decoder`.
-  """
-
-  model: str
-  rows: int
-  length: int
-  layers: int | None = None
-  share: float = 1.0
-  dtype: str = "float32"
-  modules: tuple[str, ...] = ATTENTION
-  scan: bool = False
-
-  @property
-  def config(self) -> decoder.DecoderConfig:
-    """The model's sizes."""
-    config = CONFIGS[self.model]
-    if self.layers is not None:
-      config = dataclasses.replace(config, layers=self.layers)
-    return config
-
-  @property
-  def tokens(self) -> int:
-    """Of the batch."""
-    return self.rows * self.length
-
-  @property
-  def pattern(self) -> str:
-    """A rule's path."""
-    return rf".*\.({'|'.join(self.modules)})"
-
-  def __str__(self):
-    return (
-      f"{self.model}, {self.config.layers} layers, {self.rows} x {self.length},"
-      f" {self.share:.0%} targets, {self.dtype}"
-    )
-
-
-def batch(setting: Setting) -> dict[str, np.ndarray]:
-  """Random tokens; each row's targets are its last ones, as an answer's are."""
-  rng = np.random.default_rng(0)
-  shape = (setting.rows, setting.length)
-  size = setting.config.vocabulary_size
-  first = setting.length - max(1, round(setting.share * setting.length))
-  weights = np.broadcast_to(np.arange(setting.length) >= first, shape)
-  return {
-    "decoder_input_tokens": rng.integers(1, size, shape, dtype=np.int32),
-    "decoder_target_tokens": rng.integers(1, size, shape, dtype=np.int32),
-    "decoder_loss_weights": weights.astype(np.float32),
-  }
-
-
-def base(setting: Setting) -> nnx.Module:
-  """The model with random weights; programs share its arrays."""
-  return decoder.Decoder(
-    setting.config,
-    rngs=nnx.Rngs(0),
-    dtype=jnp.dtype(setting.dtype),
-    scan=setting.scan,
-  )
 
 
 class Step:
@@ -212,54 +88,30 @@ def train(
   return Step(lowered.compile(), state, frozen, given)
 
 
-def frozen(model: nnx.Module, given: Mapping[str, jax.Array]) -> Step:
-  """A step that runs all of the base and trains one rank of one layer.
+def frozen(
+  model: nnx.Module, given: Mapping[str, jax.Array], *, pattern: str
+) -> Step:
+  """A step that runs all of the base and trains one rank of what is matched.
 
-  The first block's queries are adapted, so that gradients come down to it
-  through all of the base, as they do where every layer is adapted.
+  `pattern` is a setting's `PROBE`: the first block's queries are adapted, so
+  that gradients come down to it through all of the base, as they do where
+  every layer is adapted.
   """
   settings = dict(method="lora", rank=1)
-  return train(model, given, pattern=_PROBE, settings=settings)
+  return train(model, given, pattern=pattern, settings=settings)
 
 
-def planned(setting: Setting, settings: Mapping) -> plans.Plan:
+def planned(setting: step_models.Setting, settings: Mapping) -> plans.Plan:
   """What `sira_jax.plan` says of the same step on one device."""
   shapes = nnx.eval_shape(
-    lambda: adapted(base(setting), setting.pattern, settings)
+    lambda: adapted(step_models.base(setting), setting.pattern, settings)
   )
   return plans.plan(
     shapes,
     optimizer(settings),
-    batch=plans.batch(setting.rows, setting.length),
+    batch=step_models.batch(setting),
     mesh=meshes.mesh(devices=jax.devices()[:1]),
   )
-
-
-def step_flops(setting: Setting) -> dict[str, int]:
-  """FLOPs of the base in a step, products alone, each 2 m n k.
-
-  `matmuls`: every weight forward, and backward in its input, once for each
-  token; no frozen weight has a gradient. Backward leaves out the first block's
-  weights that no adapter is before. The last layer counts where there are
-  targets. `attention`: scores and mixing, forward and twice that backward, of
-  pairs that see each other alone; a kernel that computes scores again has no
-  credit for it.
-  """
-  config = setting.config
-  d, f = config.d_model, config.d_ff
-  q, kv = (n * config.head_dim for n in (config.heads, config.kv_heads))
-  sizes = {"q_proj": d * q, "k_proj": d * kv, "v_proj": d * kv, "o_proj": q * d}
-  sizes |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), d * f)
-  first = next(i for i, s in enumerate(STAGES) if set(s) & set(setting.modules))
-  spared = sum(sizes[name] for s in STAGES[: first + 1] for name in s)
-  blocks = config.layers * sum(sizes.values())
-  targets = setting.share * setting.tokens
-  pairs = setting.rows * setting.length * (setting.length + 1) // 2
-  return {
-    "matmuls": 2 * setting.tokens * (2 * blocks - spared)
-    + round(4 * targets * d * config.vocabulary_size),
-    "attention": 3 * 4 * config.layers * q * pairs,
-  }
 
 
 def matmul(dtype: str, side: int, times: int) -> tuple[Callable, int]:

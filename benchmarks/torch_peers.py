@@ -8,6 +8,7 @@ as MoLoRA's released code does. Both are written here, beside `nn.Linear`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import gc
 
 import numpy as np
 import peft
@@ -16,7 +17,7 @@ from torch import nn
 import torch.nn.functional as F
 import transformers
 
-from sira_jax.models import decoder
+from sira_jax.models import decoder, t5_blocks
 
 NAMES = ("peft", "peft, compiled", "loops", "dense")
 VERSIONS = {
@@ -91,10 +92,24 @@ class Dense(nn.Module):
 
 
 MIXTURES = {"loops": Loops, "dense": Dense}
+# Whether there is an encoder -> transformers' names of what each side reads.
+SIDES = {
+  False: [("input_ids", "decoder")],
+  True: [("input_ids", "encoder"), ("decoder_input_ids", "decoder")],
+}
 
 
-def llama(config: decoder.DecoderConfig, dtype: str, device: str) -> nn.Module:
-  """transformers' Llama of the same sizes, with random weights."""
+def base(
+  config: decoder.DecoderConfig | t5_blocks.T5Config, dtype: str, device: str
+) -> nn.Module:
+  """transformers' model of the same sizes, with random weights."""
+  torch.manual_seed(0)
+  with torch.device(device):
+    model = (_t5 if isinstance(config, t5_blocks.T5Config) else _llama)(config)
+  return model.to(getattr(torch, dtype)).requires_grad_(False)
+
+
+def _llama(config):
   settings = transformers.LlamaConfig(
     vocab_size=config.vocabulary_size,
     hidden_size=config.d_model,
@@ -110,10 +125,32 @@ def llama(config: decoder.DecoderConfig, dtype: str, device: str) -> nn.Module:
     attn_implementation="sdpa",
     use_cache=False,
   )
-  torch.manual_seed(0)
-  with torch.device(device):
-    model = transformers.LlamaForCausalLM(settings)
-  return model.to(getattr(torch, dtype)).requires_grad_(False)
+  return transformers.LlamaForCausalLM(settings)
+
+
+def _t5(config):
+  """T5 1.1: gated GELU and a last layer of its own; without dropout."""
+  settings = transformers.T5Config(
+    vocab_size=config.vocabulary_size,
+    d_model=config.d_model,
+    d_kv=config.head_dim,
+    d_ff=config.d_ff,
+    num_layers=config.encoder_layers,
+    num_decoder_layers=config.decoder_layers,
+    num_heads=config.heads,
+    relative_attention_num_buckets=config.buckets,
+    relative_attention_max_distance=config.max_distance,
+    layer_norm_epsilon=config.norm_epsilon,
+    dropout_rate=0.0,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+    attn_implementation="sdpa",
+    use_cache=False,
+  )
+  model = transformers.T5ForConditionalGeneration(settings)
+  # Some versions tie it whatever they are told, and scale logits by that alone.
+  model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+  return model
 
 
 def adapted(
@@ -165,14 +202,18 @@ def step(
     trained, lr=1e-5, weight_decay=0.0, fused=device.type == "cuda"
   )
   routers = [m for m in model.modules() if isinstance(m, Router)]
-  tokens, targets = (
-    torch.as_tensor(batch[f"decoder_{name}_tokens"], device=device).long()
-    for name in ("input", "target")
-  )
+  tokens = {
+    name: torch.as_tensor(batch[name], device=device).long()
+    for name in batch
+    if name.endswith("_tokens")
+  }
+  targets = tokens["decoder_target_tokens"]
+  sides = SIDES["encoder_input_tokens" in tokens]
+  inputs = {theirs: tokens[f"{side}_input_tokens"] for theirs, side in sides}
 
-  def loss(tokens, targets):
+  def loss(inputs, targets):
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
-      logits = model(input_ids=tokens, use_cache=False).logits
+      logits = model(**inputs, use_cache=False).logits
     found = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
     if routers:
       balance = torch.stack([router.balance for router in routers])
@@ -185,7 +226,7 @@ def step(
   def run(times: int = 1) -> float:
     for _ in range(times):
       rule.zero_grad()
-      found = loss(tokens, targets)
+      found = loss(inputs, targets)
       found.backward()
       nn.utils.clip_grad_norm_(trained, 1.0)
       rule.step()
@@ -197,6 +238,13 @@ def step(
 def gpu() -> bool:
   """Whether PyTorch has one."""
   return torch.cuda.is_available()
+
+
+def release() -> None:
+  """Gives a GPU's memory back that nothing refers to any more."""
+  gc.collect()
+  if gpu():
+    torch.cuda.empty_cache()
 
 
 def memory(run: Callable[[], float], model: nn.Module) -> int | None:

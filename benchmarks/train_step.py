@@ -6,6 +6,8 @@
     python -m benchmarks.train_step --preset=cpu --experts=4,8,16,32,64
     python -m benchmarks.train_step --preset=cpu --lengths=128,512,2048 --rows=1
     python -m benchmarks.train_step --preset=gpu        # a 1B shape, bfloat16
+    python -m benchmarks.train_step --preset=gpu-t5     # T5-large's shapes
+    python -m benchmarks.train_step --preset=gpu-t5 --programs=lora+loops+dense
 
 Forward, loss, backward, clipping and AdamW of the adapters, on random weights
 of the real shapes. Programs take turns, round by round; a time is a median, a
@@ -14,18 +16,25 @@ is the time of all cores (of the host), which other processes disturb less.
 
     forward   the base's loss, without a gradient
     frozen    a step that runs all of the base, forward and backward, and trains
-              one rank of the first block's queries: what any adapters cost more
-              is theirs ("added")
+              one rank of the first block's queries (of either side): what any
+              adapters cost more is theirs ("added")
     lora, sira, molora, sora    methods of one total rank (16 x 4 by default)
     dispatch, gather            SiRA with that execution
     peft, "peft, compiled"      PEFT's LoRA of that rank, on transformers' Llama
+                                or T5
     loops, dense                mixtures in PyTorch; see `torch_peers`
 
+An encoder-decoder's adapters are in the encoder, in the decoder, and between
+them; its tokens are those that either reads.
+
 "utilisation" is of the FLOPs of the base's products alone (see
-`step_programs.step_flops`), over those of a large product of the same dtype,
+`step_flops.step_flops`), over those of a large product of the same dtype,
 which takes its turn with the others; "with attention" adds attention's.
 PyTorch computes logits at every position, and so does ours with `--share=1`.
-Without PyTorch, transformers and PEFT their rows are left out.
+Without PyTorch, transformers and PEFT their rows are left out, and so is one
+that fails, such as for want of memory. All models stay to the end, since all
+take turns; to see one alone, which also tells its own peak of the device, ask
+for it alone: `--programs=lora`.
 """
 
 import argparse
@@ -35,20 +44,15 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import time
 
-import flax
 import jax
 
-from benchmarks import step_programs
+from benchmarks import step_flops, step_models, step_programs, step_table
+from benchmarks.step_models import Setting
 from benchmarks.step_presets import PRESETS, Preset
-from benchmarks.step_programs import Setting
-from sira_jax import markdown
 
-ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = "lora"
 TOTAL = 64
 _PRODUCT = "product"
@@ -90,13 +94,15 @@ def build(
     plan: whether to plan SiRA's step, too.
     workers: threads that compile.
   """
-  model = step_programs.base(setting)
-  given = jax.device_put(step_programs.batch(setting))
+  model = step_models.base(setting)
+  given = jax.device_put(step_models.batch(setting))
 
   def one(name):
     begun = time.perf_counter()
-    if name in ("forward", "frozen"):
-      step = getattr(step_programs, name)(model, given)
+    if name == "forward":
+      step = step_programs.forward(model, given)
+    elif name == "frozen":
+      step = step_programs.frozen(model, given, pattern=setting.PROBE)
     else:
       step = step_programs.train(
         model, given, pattern=setting.pattern, settings=settings[name]
@@ -133,7 +139,11 @@ def _peak(step) -> int | None:
 def peers(
   setting: Setting, names: Sequence[str], experts: int
 ) -> dict[str, Program]:
-  """PyTorch's programs, by name; those that cannot be are said."""
+  """PyTorch's programs, by name; those that cannot be are said.
+
+  A model stays as long as a program of it does: they take turns. What one that
+  fails had of the device's memory is there for the next.
+  """
   if not names:
     return {}
   try:
@@ -142,7 +152,7 @@ def peers(
     print(f"  left out, {error}: {', '.join(names)}", flush=True)
     return {}
   device = "cuda" if torch_peers.gpu() else "cpu"
-  given, found, models = step_programs.batch(setting), {}, {}
+  given, found, models = step_models.batch(setting), {}, {}
   for name in names:
     kind, _, compiled = name.partition(", ")
     begun = time.perf_counter()
@@ -150,7 +160,7 @@ def peers(
       if kind not in models:
         models[kind] = torch_peers.adapted(
           kind,
-          torch_peers.llama(setting.config, setting.dtype, device),
+          torch_peers.base(setting.config, setting.dtype, device),
           modules=setting.modules,
           experts=experts,
           rank=TOTAL // experts,
@@ -161,10 +171,16 @@ def peers(
       peak = torch_peers.memory(run, models[kind])
     except Exception as error:  # whatever a compiler says, the rest goes on
       print(f"  left out, {error!r:.300}: {name}", flush=True)
-      continue
-    took = time.perf_counter() - begun
-    found[name] = Program(run, took, peak=peak)
-    print(f"  {name}: made in {took:.0f} s", flush=True)
+    else:
+      took = time.perf_counter() - begun
+      found[name] = Program(run, took, peak=peak)
+      print(f"  {name}: made in {took:.0f} s", flush=True)
+    if name not in found:
+      # Here, where the error no longer holds what its frames held.
+      run = None
+      if not any(one.partition(", ")[0] == kind for one in found):
+        models.pop(kind, None)
+      torch_peers.release()
   return found
 
 
@@ -200,7 +216,7 @@ def measure(
   runs[_PRODUCT] = product
   times, cores = turns(runs, rounds=rounds, steps=steps)
   peak = flops / statistics.median(times.pop(_PRODUCT))
-  base, frozen = step_programs.step_flops(setting), times.get("frozen")
+  base, frozen = step_flops.step_flops(setting), times.get("frozen")
   rows = []
   for name, own in times.items():
     row = dataclasses.asdict(setting) | {"program": name}
@@ -235,66 +251,6 @@ def _median(function, own, others):
   return statistics.median(map(function, own, others))
 
 
-COLUMNS = {
-  "ms": ("seconds", 1e3, ".1f"),
-  "/ lora": ("ratio", 1, ".3f"),
-  "cores: / lora": ("core_ratio", 1, ".3f"),
-  "tokens/s": ("tokens_a_second", 1, ",.0f"),
-  "added ms": ("added_seconds", 1e3, ".1f"),
-  "temporary MiB": ("temporary", 2**-20, ",.0f"),
-  "peak MiB": ("peak", 2**-20, ",.0f"),
-  "planned MiB": ("planned", 2**-20, ",.0f"),
-  "utilisation %": ("utilisation", 100, ".1f"),
-  "with attention %": ("with_attention", 100, ".1f"),
-}
-
-
-def table(rows: Sequence[Mapping]) -> str:
-  """Markdown, without columns of which nothing is known."""
-  columns = {
-    title: found
-    for title, found in COLUMNS.items()
-    if any(row.get(found[0]) is not None for row in rows)
-  }
-  lines = []
-  for row in rows:
-    cells = [
-      "" if row.get(key) is None else format(row[key] * factor, form)
-      for key, factor, form in columns.values()
-    ]
-    lines.append([row["program"], *cells])
-  return markdown.table(["program", *columns], lines)
-
-
-def here() -> dict:
-  """The hardware, the versions and the commit."""
-  device = jax.devices()[0]
-  cpu = platform.processor() or platform.machine()
-  info = pathlib.Path("/proc/cpuinfo")
-  if info.exists():
-    names = [n for n in info.read_text().splitlines() if "model name" in n]
-    cpu = names[0].partition(":")[2].strip() if names else cpu
-  versions = {"jax": jax.__version__, "flax": flax.__version__}
-  try:
-    from benchmarks import torch_peers
-  except ImportError:
-    pass
-  else:
-    versions |= torch_peers.VERSIONS
-  command = ["git", "describe", "--always", "--dirty"]
-  try:
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    commit = commit.stdout.strip() or None
-  except OSError:
-    commit = None
-  return {
-    "device": f"{device.device_kind} ({device.platform})",
-    "cpu": f"{os.cpu_count()} x {cpu}",
-    "versions": versions,
-    "commit": commit,
-  }
-
-
 def tables(
   preset: Preset, experts: Sequence[int], lengths: Sequence[int]
 ) -> list[tuple[Setting, dict[str, dict]]]:
@@ -325,7 +281,7 @@ def run(
   out: pathlib.Path,
 ) -> list[dict]:
   """All tables, printed as they come; the rows are in `out`, too."""
-  rows, about = [], here()
+  rows, about = [], step_table.here()
   print(json.dumps(about))
   workers = min(4, max(1, os.cpu_count() // 2))
   for setting, settings in tables(preset, experts, lengths):
@@ -343,7 +299,7 @@ def run(
     )
     speed = found[0]["product_flops_a_second"] / 1e12
     print(f"\n{setting}; the large product: {speed:.3f} TFLOP/s\n")
-    print(table(found), flush=True)
+    print(step_table.table(found), flush=True)
     rows += found
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**about, "rows": rows}, indent=1))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from benchmarks import memory, step_programs
+from benchmarks import memory, step_models, step_programs
 
 
 def test_rows():
   """What is trained counts three times with AdamW: itself and two moments."""
-  setting = step_programs.Setting("tiny", rows=2, length=16, layers=1)
+  setting = step_models.Setting("tiny", rows=2, length=16, layers=1)
   lora, sira = memory.measure(setting, ("lora", "sira"), experts=4, total=8)
   # q and o: 32 -> 32; k and v: 32 -> 16; each rank 8.
   assert lora["trained"] == 8 * (2 * 64 + 2 * 48)
@@ -18,7 +18,7 @@ def test_rows():
     parts = row["weights"] + row["training"] + row["temporaries"]
     assert 0 < row["temporaries"] < row["total"] and parts <= row["total"]
   assert lora["weights"] == sira["weights"]
-  longer = step_programs.Setting("tiny", rows=2, length=64, layers=1)
+  longer = step_models.Setting("tiny", rows=2, length=64, layers=1)
   (row,) = memory.measure(longer, ("lora",), experts=4, total=8)
   assert row["temporaries"] > 2 * lora["temporaries"]
 
