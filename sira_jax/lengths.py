@@ -113,12 +113,14 @@ def report(
 
 def table(rows: Sequence[Row]) -> str:
   """The report as text, to print before training."""
+  task = max([8, *(len(row.task) for row in rows)]) + 2
+  language = max([8, *(len(row.language) for row in rows)]) + 2
   lines = [
-    f"{'task':10}{'language':10}{'examples':>9}{'rate':>8}{'inputs':>8}"
-    f"{'targets':>9}{'longest':>9}{'too long':>10}"
+    f"{'task':{task}}{'language':{language}}{'examples':>9}{'rate':>8}"
+    f"{'inputs':>8}{'targets':>9}{'longest':>9}{'too long':>10}"
   ]
   lines += [
-    f"{row.task:10}{row.language:10}{row.examples:9}{row.rate:8.1%}"
+    f"{row.task:{task}}{row.language:{language}}{row.examples:9}{row.rate:8.1%}"
     f"{row.inputs:8.1f}{row.targets:9.1f}{_words(row.longest):>9}"
     f"{row.too_long:10}"
     for row in rows

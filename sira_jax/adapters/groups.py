@@ -12,7 +12,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-import numpy as np
 
 from sira_jax import ambient
 
@@ -129,7 +128,8 @@ def running(
 
 
 def _triangle(size):
-  return np.tri(size, k=-1, dtype=np.float32)
+  """Made by the program; as a constant it would be in there for each layer."""
+  return jnp.tri(size, k=-1, dtype=jnp.float32)
 
 
 def _rows(values, index):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import pytest
 
 from sira_jax import lengths as lengths_lib
@@ -38,6 +40,14 @@ def test_report_by_hand(letters):
   assert lengths_lib.table((row,)).splitlines()[1].split() == [
     *("letters", "en", "3", "100.0%", "4.0", "3.3", "11", "1")
   ]
+
+
+def test_the_table_has_room_for_long_names(letters):
+  (row,) = lengths.report(letters, length=7)
+  long = dataclasses.replace(row, task="section_of_package", language="sr-Latn")
+  lines = lengths_lib.table((row, long)).splitlines()
+  assert lines[2].split()[:2] == ["section_of_package", "sr-Latn"]
+  assert len({len(line) for line in lines}) == 1
 
 
 def test_too_long_is_an_error_with_two_ways_out(letters):
