@@ -30,9 +30,9 @@ SETTINGS = {
   "molora": dict(experts=8, rank=4, alpha=32.0),
   "sira": dict(experts=8, rank=4, k=2, alpha=4.0),
 }
-# The texts of packages have vectors that differ little, so that their head needs
-# larger steps than the adapters, or it learns how frequent sections are and no
-# more: the learning rate is ten times the other task's, the scales so much less.
+# The texts of packages have vectors that differ little: their head needs larger
+# steps than adapters, or it learns how frequent the sections are, no more. So
+# the rate is ten times the other task's, and the adapters' scales are smaller.
 DEBIAN_RATE, DEBIAN_SCALE = 1e-2, 1 / 16
 INTENTS = """
   HassBroadcast HassCancelAllTimers HassCancelTimer
