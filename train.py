@@ -250,7 +250,7 @@ def fit(run, config, workdir, stage, state, signals):
         line.pause(scoring.validate(run, config, chosen, state))
       if stopped or chosen.exhausted:
         break
-  print(line.waiting(), log.left_out(), sep="", flush=True)
+  print(line.data(), log.left_out(), sep="", flush=True)
   return state, number == stage.steps or chosen.exhausted
 
 

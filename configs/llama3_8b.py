@@ -68,6 +68,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=True,
     too_long="skip",
+    buckets=(),
   )
   config.optimizer = dict(
     kind="adamw",

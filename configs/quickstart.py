@@ -70,6 +70,7 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=True,
     too_long="skip",
+    buckets=(),
   )
   config.optimizer = dict(
     kind="adamw",

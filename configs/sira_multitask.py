@@ -79,6 +79,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=False,
     too_long="skip",
+    buckets=(),
   )
   config.optimizer = configuration.group(
     optimizers.adafactor,

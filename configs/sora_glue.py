@@ -98,6 +98,7 @@ def _whole() -> ml_collections.ConfigDict:
     targets_length=config_dict.placeholder(int),  # of an encoder-decoder
     pack=False,
     too_long="skip",
+    buckets=(),
   )
   config.optimizer = dict(
     kind="adamw",

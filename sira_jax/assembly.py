@@ -324,10 +324,15 @@ def describe(assembly: Assembly, config: ml_collections.ConfigDict) -> str:
       *(f"          {note}" for note in data.notes),
       *(f"          {x}" for x in lengths.table(data.lengths).splitlines()),
       f"training  {steps} steps of {config.batches.batch_size} rows"
-      f" of {config.batches.length} tokens on"
+      f" of {_row_lengths(config.batches)} tokens on"
       f" {_devices(adapted.layout(config)[0])}",
     ]
   )
+
+
+def _row_lengths(batches):
+  *shorter, most = (*batches.get("buckets", ()), batches.length)
+  return f"{', '.join(map(str, shorter))} or {most}" if shorter else str(most)
 
 
 def _devices(mesh):

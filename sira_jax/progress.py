@@ -24,15 +24,18 @@ class Progress:
     self._begun, self._start = time.monotonic(), start
     self._shown = self._begun
     self._examples = self._tokens = self._waited = self._waiting = 0.0
+    self._real = self._positions = 0.0
 
   def update(self, step: int, metrics: Mapping[str, float]) -> None:
     """Counts one finished step, and shows it if it is time.
 
     Args:
       step: its number, from 1.
-      metrics: loss, examples, tokens, the seconds "waiting" for data, and those
-        of routing if there are any.
+      metrics: loss, examples, tokens, the positions that they have, the seconds
+        "waiting" for data, and those of routing if there are any.
     """
+    self._real += metrics["tokens"]
+    self._positions += metrics["positions"]
     self._waiting += metrics["waiting"]
     self._examples += metrics["examples"]
     self._tokens += metrics["tokens"]
@@ -55,11 +58,15 @@ class Progress:
     self._shown, self._examples, self._tokens = now, 0.0, 0.0
     self._waiting = 0.0
 
-  def waiting(self) -> str:
-    """A sentence on what share of all the time went into waiting for data."""
+  def data(self) -> str:
+    """Shares of the time that waits for data, and of positions without one."""
     seconds = max(time.monotonic() - self._begun, 1e-9)
-    share = (self._waited + self._waiting) / seconds
-    return f"Waiting for data took at most {share:.1%} of the time."
+    waited = (self._waited + self._waiting) / seconds
+    empty = 1 - self._real / max(self._positions, 1)
+    return (
+      f"Waiting for data took at most {waited:.1%} of the time. Of the"
+      f" positions {empty:.1%} were padding."
+    )
 
   def pause(self, seconds: float) -> None:
     """Leaves out some time just gone, which was not training's."""

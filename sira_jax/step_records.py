@@ -89,7 +89,11 @@ class StepRecords:
     """Returns whether the step was left out."""
     found = jax.device_get(sent.metrics)
     metrics = {name: float(value) for name, value in found.items()}
-    metrics |= {"examples": examples(sent.batch), "waiting": sent.waiting}
+    metrics |= {
+      "examples": examples(sent.batch),
+      "positions": positions(sent.batch),
+      "waiting": sent.waiting,
+    }
     # The optimizer does not count the steps that were left out.
     updates = sent.number - 1 - len(self._log.skipped)
     metrics["learning_rate"] = float(self._schedule(updates))
@@ -108,6 +112,14 @@ class StepRecords:
         action=self._action,
       )
     return bool(metrics["skipped"])
+
+
+def positions(batch: Mapping[str, np.ndarray]) -> int:
+  """How many tokens a batch might hold, beside the metric `tokens`."""
+  found = [batch[k] for k in ("encoder_input_tokens",) if k in batch]
+  if "decoder_input_tokens" in batch:  # an encoder's targets are labels
+    found.append(batch["decoder_target_tokens"])
+  return sum(tokens.size for tokens in found)
 
 
 def examples(batch: Mapping[str, np.ndarray]) -> int:

@@ -5,6 +5,7 @@ import pytest
 from sira_jax import progress
 
 METRICS = {"loss": 1.5, "examples": 8, "tokens": 100, "waiting": 0.0}
+METRICS |= {"positions": 128}
 ROUTED = METRICS | {"balance_loss": 1.25, "dropped_fraction": 0.031}
 
 
@@ -106,4 +107,7 @@ def test_waiting_for_data(clock, capsys):
     clock.now += 10
     line.update(1, METRICS | {"waiting": seconds})
   clock.now += 10
-  assert line.waiting() == "Waiting for data took at most 10.0% of the time."
+  assert line.data() == (
+    "Waiting for data took at most 10.0% of the time. Of the positions 21.9%"
+    " were padding."
+  )

@@ -63,6 +63,7 @@ def test_a_step_is_recorded_once_the_next_is_sent(opened, tmp_path):
     assert steps(tmp_path) == [1, 2]
   first, second = lines(tmp_path)
   assert first["examples"] == 2 and first["waiting"] == 0.25
+  assert first["positions"] == 8
   assert (first["learning_rate"], second["learning_rate"]) == (0.0, 0.5)
 
 

@@ -2,6 +2,7 @@
 """What a model reads of a batch's examples, as `data.pipeline` has it."""
 
 from collections.abc import Sequence
+import itertools
 
 import numpy as np
 
@@ -14,13 +15,37 @@ Rows = Sequence[Sequence[Example]]
 
 
 def check(
-  *, batch_size: int, length: int, targets_length: int | None, start: int
+  *,
+  batch_size: int,
+  length: int,
+  targets_length: int | None,
+  start: int,
+  buckets: Sequence[int] = (),
+  pack: bool = False,
 ) -> None:
   """Refuses numbers that are out of range.
 
   Raises:
-    ValueError: one is.
+    ValueError: one is; or there are buckets of packed rows.
   """
+  if isinstance(buckets, int) or any(
+    not isinstance(one, int) or one < 2 for one in buckets
+  ):
+    raise ValueError(
+      "Expected buckets to be lengths of 2 tokens at least, such as (32, 64),"
+      f" got {buckets!r}."
+    )
+  edges = [*buckets, length]
+  if any(one >= two for one, two in itertools.pairwise(edges)):
+    raise ValueError(
+      f"Expected buckets that grow, and are all below the length of {length},"
+      f" got {tuple(buckets)}."
+    )
+  if buckets and pack:
+    raise ValueError(
+      "Expected buckets or packed rows, got both: with pack=True a row is full"
+      " already. Take one of them."
+    )
   for name, value, least in (
     ("batch_size", batch_size, 1),
     ("length", length, 2),
@@ -83,6 +108,25 @@ def labelled(batch: Batch, values: np.ndarray | None) -> Batch:
     return kept | {"decoder_target_tokens": labels}
   del kept["decoder_target_tokens"]
   return kept | {"decoder_target_values": values[labels]}
+
+
+def trimmed(batch: Batch, buckets: Sequence[int]) -> Batch:
+  """A batch without the positions at the end that all of its rows leave empty.
+
+  Args:
+    batch: unpacked; a decoder's, or an encoder's and what is beside it, whose
+      length stays.
+    buckets: the lengths that may be, beside that of the batch.
+  """
+  encoder = "encoder_input_tokens" in batch
+  side = "encoder_" if encoder else "decoder_"
+  tokens = batch["encoder_input_tokens" if encoder else "decoder_target_tokens"]
+  longest = int((tokens != 0).sum(axis=1).max())
+  length = min(size for size in (*buckets, tokens.shape[1]) if size >= longest)
+  return {
+    name: values[:, :length] if name.startswith(side) else values
+    for name, values in batch.items()
+  }
 
 
 def _side(texts, length, *, pack, name) -> Batch:

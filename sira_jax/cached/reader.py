@@ -19,7 +19,14 @@ from sira_jax import run_data
 try:
   import grain
 
-  from sira_jax.cached import features, layout, matching, order, packing
+  from sira_jax.cached import (
+    bucketing,
+    features,
+    layout,
+    matching,
+    order,
+    packing,
+  )
 except ModuleNotFoundError as error:
   raise ModuleNotFoundError(
     f"A cache is read by grain, and {error.name} is not installed. Install the"
@@ -125,7 +132,8 @@ def _data(
     return batches(cache, **settings, prefix=prefix, seed=seed, start=start)
 
   def samples(entry):
-    one = settings | {"batch_size": 1, "pack": False, "seed": seed}
+    one = settings | {"batch_size": 1, "pack": False, "buckets": ()}
+    one |= {"seed": seed}
     return batches(cache, **one, prefix=prefix, only=entry)
 
   return run_data.Data(
@@ -152,6 +160,7 @@ def batches(
   seed: int = 0,
   start: int = 0,
   too_long: str = "error",
+  buckets: Sequence[int] = (),
   prefix: bool = False,
   only: run_data.Entry | None = None,
 ) -> Iterator[run_data.Batch]:
@@ -173,6 +182,9 @@ def batches(
     seed: of the order and of the mixing.
     start: number of batches consumed before.
     too_long: "error" or "skip", for examples of more tokens than there are.
+    buckets: lengths below `length` that an unpacked batch may have, too; each
+      example is in one of the smallest in which it fits. An encoder-decoder's
+      are of what the encoder reads.
     prefix: whether to say where inputs are.
     only: the one entry to read; None: all.
 
@@ -184,15 +196,24 @@ def batches(
     length=length,
     targets_length=targets_length,
     start=start,
+    buckets=buckets,
+    pack=pack,
   )
   sizes = dict(length=length, targets_length=targets_length)
   found = lengths_lib.report(cache.train, cache.lengths, **sizes)
   lengths_lib.check(found, **sizes, too_long=too_long)
   source = _Batches(
     cache,
-    rows=_rows(cache, sizes, pack=pack, seed=seed, only=only),
-    batch_size=batch_size,
-    convert=_converter(cache, sizes, pack=pack, prefix=prefix),
+    rows=_rows(
+      cache,
+      sizes,
+      batch_size=batch_size,
+      pack=pack,
+      buckets=buckets,
+      seed=seed,
+      only=only,
+    ),
+    convert=_converter(cache, sizes, pack=pack, buckets=buckets, prefix=prefix),
     start=start,
   )
   dataset = grain.MapDataset.source(source).to_iter_dataset(
@@ -201,8 +222,8 @@ def batches(
   return iter(dataset)
 
 
-def _rows(cache, sizes, *, pack, seed, only):
-  """(start, stop) -> the numbers of the examples of each of these rows."""
+def _rows(cache, sizes, *, batch_size, pack, buckets, seed, only):
+  """Batch -> the numbers of the examples of each of its rows."""
   parts = [
     lengths_lib.parts(one, targets_length=sizes["targets_length"])
     for one in cache.lengths
@@ -215,12 +236,21 @@ def _rows(cache, sizes, *, pack, seed, only):
       numbers.append(begin + np.flatnonzero((size <= limits).all(axis=1)))
       rates.append(entry.rate)
   mixed, parts = order.Order(numbers, rates, seed=seed), np.concatenate(parts)
+  if buckets:
+    bucketed = bucketing.Bucketed(
+      mixed,
+      lambda numbers: parts[numbers, 0],
+      buckets=buckets,
+      batch_size=batch_size,
+    )
+    return lambda batch: bucketed(batch)[:, None].tolist()
+  span = lambda batch: (batch * batch_size, (batch + 1) * batch_size)  # noqa: E731
   if not pack:
-    return lambda start, stop: mixed(start, stop)[:, None].tolist()
+    return lambda batch: mixed(*span(batch))[:, None].tolist()
   packed = packing.Packed(lambda *span: parts[mixed(*span)], limits)
 
-  def rows(start, stop):
-    begin = packed(start, stop)
+  def rows(batch):
+    begin = packed(*span(batch))
     examples = mixed(begin[0], begin[-1]).tolist()
     return [
       examples[one - begin[0] : two - begin[0]]
@@ -230,8 +260,15 @@ def _rows(cache, sizes, *, pack, seed, only):
   return rows
 
 
-def _converter(cache, sizes, *, pack, prefix):
+def _converter(cache, sizes, *, pack, buckets, prefix):
   """Rows of examples -> a batch."""
+  whole = _whole_batch(cache, sizes, pack=pack, prefix=prefix)
+  if not buckets:
+    return whole
+  return lambda rows: features.trimmed(whole(rows), buckets)
+
+
+def _whole_batch(cache, sizes, *, pack, prefix):
   if sizes["targets_length"] is None:
     length = sizes["length"]
     return functools.partial(
@@ -252,17 +289,15 @@ def _converter(cache, sizes, *, pack, prefix):
 class _Batches:
   """Batches by index, as grain's sources are; endless."""
 
-  def __init__(self, cache, *, rows, batch_size, convert, start):
+  def __init__(self, cache, *, rows, convert, start):
     self._records, self._ids = cache.records, cache.manifest["ids"]
-    self._rows, self._convert = rows, convert
-    self._size, self._start = batch_size, start
+    self._rows, self._convert, self._start = rows, convert, start
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> run_data.Batch:
-    first = (self._start + int(index)) * self._size
-    rows = self._rows(first, first + self._size)
+    rows = self._rows(self._start + int(index))
     numbers = [number for row in rows for number in row]
     found = iter(self._records.__getitems__(numbers))
     return self._convert(

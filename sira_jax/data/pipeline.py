@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches from a mixture: endless, shuffled, repeatable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import seqio
@@ -22,6 +22,7 @@ def batches(
   seed: int = 0,
   start: int = 0,
   too_long: str = "error",
+  buckets: Sequence[int] = (),
   prefix: bool = False,
 ) -> Iterator[Batch]:
   """The endless batches of a run, from number `start` on.
@@ -59,6 +60,9 @@ def batches(
     seed: of the order and of the mixing.
     start: number of batches consumed before.
     too_long: "error" or "skip", for examples of more than `length` tokens.
+    buckets: lengths below `length` that an unpacked batch may have, too; each
+      example is in one of the smallest in which it fits. An encoder-decoder's
+      are of what the encoder reads.
     prefix: whether to say where inputs are.
 
   Raises:
@@ -69,6 +73,8 @@ def batches(
     length=length,
     targets_length=targets_length,
     start=start,
+    buckets=buckets,
+    pack=pack,
   )
   lengths.check(
     mixture, length=length, targets_length=targets_length, too_long=too_long
@@ -81,9 +87,14 @@ def batches(
       end = mixture.vocabulary.eos_id
       sizes = {"inputs": length, "targets": targets_length}
       dataset = _encoder_decoder_rows(dataset, sizes, end=end, pack=pack)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    if buckets:
+      dataset = _bucketed(dataset, buckets, batch_size)
+    else:
+      dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.skip(start).prefetch(2)
   arrays = _arrays(dataset, prefix=prefix)
+  if buckets:
+    arrays = (features.trimmed(batch, buckets) for batch in arrays)
   if mixture.vocabulary.labels is None:
     return arrays
   values = mixture.vocabulary.values
@@ -135,6 +146,24 @@ def _encoder_decoder_rows(
     )
   )
   return seqio.EncDecFeatureConverter(pack=pack)(dataset, sizes)
+
+
+def _bucketed(
+  dataset: tf.data.Dataset, buckets: Sequence[int], batch_size: int
+) -> tf.data.Dataset:
+  """Batches of rows of one bucket, each when it is full."""
+
+  def bucket(row):
+    name = "encoder_input_tokens"
+    tokens = row[name if name in row else "decoder_target_tokens"]
+    longer = tf.math.count_nonzero(tokens) > tf.constant(buckets, tf.int64)
+    return tf.math.count_nonzero(longer)
+
+  return dataset.group_by_window(
+    key_func=bucket,
+    reduce_func=lambda _, rows: rows.batch(batch_size),
+    window_size=batch_size,
+  )
 
 
 def _arrays(dataset: tf.data.Dataset, *, prefix: bool) -> Iterator[Batch]:

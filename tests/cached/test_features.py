@@ -30,6 +30,48 @@ def test_a_packed_row_by_hand():
   }
 
 
+def test_trimmed_by_hand():
+  rows = [[example([5, 6, 7], [8, 2])], [example([9], [3, 2])]]
+  batch = features.decoder(rows, length=10, pack=False, prefix=False)
+  short = features.trimmed(batch, (4, 6, 8))
+  assert {k: v.shape for k, v in short.items()} == dict.fromkeys(batch, (2, 6))
+  for name, values in short.items():
+    np.testing.assert_array_equal(values, batch[name][:, :6])
+    assert not batch["decoder_target_tokens"][:, 6:].any()
+  exactly = features.trimmed(batch, (5,))
+  assert exactly["decoder_target_tokens"][0].tolist() == [5, 6, 7, 8, 2]
+  assert features.trimmed(batch, (4,)).keys() == batch.keys()
+  whole = features.trimmed(batch, (4,))["decoder_target_tokens"]
+  np.testing.assert_array_equal(whole, batch["decoder_target_tokens"])
+
+
+def test_an_encoder_is_trimmed_and_its_targets_are_not():
+  rows = [[example([5, 6, 7], [8, 2])], [example([9], [3, 2])]]
+  batch = features.encoder_decoder(
+    rows, length=9, targets_length=7, pack=False, end=4
+  )
+  short = features.trimmed(batch, (2, 4))
+  assert short["encoder_input_tokens"].tolist() == [[5, 6, 7, 4], [9, 4, 0, 0]]
+  assert short["decoder_target_tokens"].shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+  "more, words",
+  [
+    (dict(buckets=(8, 4)), r"buckets that grow.*got \(8, 4\)"),
+    (dict(buckets=(16,)), "all below the length of 16"),
+    (dict(buckets=(1, 4)), "2 tokens at least"),
+    (dict(buckets=4), "such as"),
+    (dict(buckets=(4,), pack=True), "buckets or packed rows, got both"),
+  ],
+)
+def test_buckets_that_cannot_be(more, words):
+  good = dict(batch_size=2, length=16, targets_length=None, start=0)
+  features.check(**good, buckets=(4, 8))
+  with pytest.raises(ValueError, match=words):
+    features.check(**good, **more)
+
+
 def test_numbers_by_hand():
   """Of two texts in a row, the labels number 2 and 1."""
   row = [example([5, 6], [2]), example([7], [1])]

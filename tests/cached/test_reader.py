@@ -97,6 +97,29 @@ def test_packed_rows_are_the_unpacked_ones_in_turn(cached):
   assert rows[: len(single)] == single
 
 
+BUCKETS = (24, 36, 48)
+
+
+def test_buckets(cached):
+  """As long as needed; the examples are those that come without, in turn."""
+  batches = take(cached, 60, buckets=BUCKETS)
+  widths = [batch["decoder_target_tokens"].shape[1] for batch in batches]
+  assert set(widths) == {*BUCKETS, 64}
+  for batch, width in zip(batches, widths, strict=True):
+    assert {array.shape for array in batch.values()} == {(4, width)}
+    tokens = (batch["decoder_target_tokens"] != 0).sum(axis=1)
+    below = max([size for size in (0, *BUCKETS) if size < width])
+    assert (tokens > below).all() and (tokens <= width).all()
+  found = [e for b in batches for e in unpacked(b)]
+  single = [e for b in take(cached, 90) for e in unpacked(b)]
+  wide = lambda e: sum(map(len, e)) > 48  # noqa: E731
+  for kind in (wide, lambda e: not wide(e)):
+    own = [e for e in found if kind(e)]
+    if kind is wide:
+      assert own == [e for e in single if kind(e)][: len(own)]
+    assert own and set(own) <= set(single)
+
+
 def by_segment(batch):
   found = []
   for row, segments in enumerate(batch["decoder_segment_ids"]):
@@ -108,11 +131,13 @@ def by_segment(batch):
   return found
 
 
-@pytest.mark.parametrize("pack", [False, True])
-def test_going_on_anywhere_is_exact(cached, pack):
-  whole = take(cached, 900, pack=pack)
+@pytest.mark.parametrize(
+  "more", [{}, {"pack": True}, {"buckets": BUCKETS}], ids=str
+)
+def test_going_on_anywhere_is_exact(cached, more):
+  whole = take(cached, 900, **more)
   for start in np.random.default_rng(0).integers(1, 850, 5):
-    late = take(cached, 50, pack=pack, start=int(start))
+    late = take(cached, 50, **more, start=int(start))
     for one, other in zip(whole[start : start + 50], late, strict=True):
       assert_equal(one, other)
 

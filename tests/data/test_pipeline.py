@@ -170,6 +170,27 @@ def test_seeds_give_other_orders(mixture, vocabulary):
   )
 
 
+def test_buckets(mixture, vocabulary):
+  """Batches are as long as needed; nothing is lost, and any place is found."""
+  buckets = (90, 120)
+  batches = take(60, mixture, buckets=buckets, too_long="skip")
+  widths = [batch["decoder_target_tokens"].shape[1] for batch in batches]
+  assert set(widths) == {90, 120, LENGTH}
+  found = []
+  for batch, width in zip(batches, widths, strict=True):
+    assert {array.shape for array in batch.values()} == {(8, width)}
+    tokens = (batch["decoder_target_tokens"] != 0).sum(axis=1)
+    below = max([size for size in (0, *buckets) if size < width])
+    assert (tokens > below).all() and (tokens <= width).all()
+    found += examples_of(batch, vocabulary)
+  rest = take(90, mixture, too_long="skip")
+  others = [one for batch in rest for one in examples_of(batch, vocabulary)]
+  assert set(found) <= set(others)
+  late = take(10, mixture, buckets=buckets, too_long="skip", start=50)
+  for one, other in zip(batches[50:], late, strict=True):
+    assert_equal(one, other)
+
+
 def test_examples_come_at_their_rates(vocabulary):
   mixture = mixtures.build(
     vocabulary, languages=("en",), rates={"intents": 3, "dates": 1}
