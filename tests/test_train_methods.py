@@ -258,3 +258,20 @@ def test_a_run_compiles_its_step_once(
     tiny_run.main(monkeypatch, config, tmp_path / "run", devices=devices)
   found = [m for m in caplog.messages if m.startswith("Compiling jit(step)")]
   assert len(found) == 1
+
+
+def test_a_run_of_buckets(base, tmp_path, monkeypatch, capsys):
+  """Batches of several lengths, said and measured."""
+  changes = {"batches.buckets": (48, 64), "batches.pack": False, **base}
+  changes |= {"training.steps": 6, "training.checkpoint_every": 6}
+  config = tiny_run.config("lora", changes)
+  tiny_run.main(monkeypatch, config, tmp_path / "run")
+  said = capsys.readouterr().out
+  assert "6 steps of 2 rows of 48, 64 or 96 tokens" in said
+  text = (tmp_path / "run" / "metrics.jsonl").read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  positions = {line["positions"] for line in lines}
+  assert positions <= {96, 128, 192} and len(positions) > 1
+  real = sum(line["tokens"] for line in lines)
+  share = 1 - real / sum(line["positions"] for line in lines)
+  assert f"{share:.1%} were padding" in said
