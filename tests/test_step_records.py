@@ -109,7 +109,9 @@ def test_a_run_that_goes_on_looks_at_the_next_at_once(opened, tmp_path):
   records = opened("skip")
   assert records.left_out is None
   records.add(sent(1, skipped=1.0))
-  for number in range(2, 10):
+  records.add(sent(2, skipped=1.0))
+  assert steps(tmp_path) == [1, 2]
+  for number in range(3, 10):
     records.add(sent(number, skipped=1.0))
     assert records.stop is None
   records.settle()
