@@ -88,11 +88,13 @@ def get_config(argument: str = "intents_sira") -> ml_collections.ConfigDict:
     languages=("en",),
     zero_shot=tuple(x for x in LANGUAGES[task] if x != "en"),
     temperature=1.0,
+    limits=dict(intent_names=config_dict.placeholder(int)),
   )
   labels, length, texts = INTENTS, 64, 4
   if task == "debian":
     config.suites = dict(debian=dict(folder="data/debian", ending=""))
     config.mixture.tasks = ("debian_section",)
+    config.mixture.limits = dict(debian_section=config_dict.placeholder(int))
     labels, length, texts = SECTIONS, 128, 4
     rule.alpha *= DEBIAN_SCALE
     config.optimizer.learning_rate = DEBIAN_RATE

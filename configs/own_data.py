@@ -9,6 +9,7 @@ method is the quickstart's SiRA, or the argument: `configs/own_data.py:lora`.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import quickstart
 from sira_jax import configuration
@@ -24,6 +25,10 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     )
   )
   config.mixture = dict(
-    tasks=("own",), languages=("en",), zero_shot=(), temperature=1.0
+    tasks=("own",),
+    languages=("en",),
+    zero_shot=(),
+    temperature=1.0,
+    limits=dict(own=config_dict.placeholder(int)),
   )
   return config

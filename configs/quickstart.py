@@ -62,6 +62,10 @@ def get_config(method: str = "sira") -> ml_collections.ConfigDict:
     rates=dict(intents=15.0, dates=1.0),
     temperature=1.0,
     maximum=2000,  # German has twice the rows of any other language
+    limits=dict(  # examples of a language to train on; none: all
+      intents=config_dict.placeholder(int),
+      dates=config_dict.placeholder(int),
+    ),
   )
   config.cache = dict(folder=config_dict.placeholder(str))  # docs/data.md
   config.batches = dict(

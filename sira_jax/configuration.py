@@ -156,15 +156,24 @@ def as_json(config: ml_collections.ConfigDict) -> str:
 def differences(
   old: Mapping, new: Mapping, prefix: str = "config"
 ) -> list[str]:
-  """Each field in which two configs differ, as "config.a.b: 1 -> 2"."""
+  """Each field in which two configs differ, as "config.a.b: 1 -> 2".
+
+  A group of which no field has a value is as good as none.
+  """
   found = []
   for key in sorted(set(old) | set(new)):
     before, after, path = old.get(key), new.get(key), f"{prefix}.{key}"
     if isinstance(before, Mapping) and isinstance(after, Mapping):
       found += differences(before, after, path)
-    elif before != after:
+    elif before != after and not (_empty(before) and _empty(after)):
       found.append(f"{path}: {before!r} -> {after!r}")
   return found
+
+
+def _empty(value):
+  if isinstance(value, Mapping):
+    return all(map(_empty, value.values()))
+  return value is None
 
 
 _PARSERS = {

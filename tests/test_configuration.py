@@ -110,3 +110,13 @@ def test_differences():
     "config.new: None -> 2",
   ]
   assert configuration.differences(new, new) == []
+
+
+def test_a_group_without_values_is_as_good_as_none():
+  for empty in ({}, {"b": None}, {"b": {"c": None}}):
+    assert configuration.differences({"a": empty}, {}) == []
+    assert configuration.differences({}, {"a": empty}) == []
+    assert configuration.differences({"a": None}, {"a": empty}) == []
+  for value in (0, "", [], False):
+    found = configuration.differences({}, {"a": {"b": value}})
+    assert found == [f"config.a: None -> {{'b': {value!r}}}"]

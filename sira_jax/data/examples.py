@@ -5,7 +5,7 @@ All is decided by hashes of text, never by Python's `hash`, so that every
 process on every machine has the same rows in the same order.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 from typing import NamedTuple
 
@@ -40,3 +40,16 @@ def shuffled(
 ) -> tuple[Example, ...]:
   """The examples in an order that depends on their text and `seed` only."""
   return tuple(sorted(examples, key=lambda row: (digest(seed, *row), row)))
+
+
+def few(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
+  """At most `limit` of the examples, in their order.
+
+  Which ones depends on their text only, and those of a smaller limit are among
+  those of a larger.
+  """
+  ranked = sorted(
+    range(len(examples)),
+    key=lambda i: (digest("few", *examples[i]), examples[i], i),
+  )
+  return tuple(examples[i] for i in sorted(ranked[:limit]))

@@ -23,7 +23,7 @@ class Mixture:
     vocabulary: of inputs and targets alike.
     train: the entries trained on.
     evaluation: the entries tested on: those trained on, then the zero-shot.
-    known: the definitions of all tasks there are.
+    known: the definitions of all tasks there are, within their limits.
   """
 
   provider: seqio.Mixture
@@ -50,6 +50,7 @@ def build(
   rates: Mapping[str, float] | None = None,
   temperature: float = 1.0,
   maximum: int | None = None,
+  limits: Mapping[str, int | None] | None = None,
   known: tasks_lib.Known = tasks_lib.TASKS,
 ) -> Mixture:
   """Mixes every task in every language of `languages`.
@@ -66,15 +67,18 @@ def build(
     rates: task -> positive number; one for each of `tasks`.
     temperature: 1 mixes in proportion to size, more evens out.
     maximum: examples above which a larger entry counts no more; None: no cap.
+    limits: task -> at most so many examples of it to train on in each language,
+      those of `examples.few`; None, or no number for a task: all.
     known: the tasks there are, such as those of `files.tasks`.
 
   Raises:
     ValueError: if there is no task or language, one is unknown or named twice,
       a language is both trained on and zero-shot, there is nothing to train or
-      to test on in one, or a number is not positive.
+      to test on in one, a number is not positive, or as `limited`.
   """
   _check_names(tasks, languages, zero_shot, known)
   _check_numbers(tasks, rates, temperature, maximum)
+  known = limited(known, tasks, limits)
   providers = {
     (task, language): tasks_lib.register(
       task, language, vocabulary=vocabulary, known=known
@@ -121,14 +125,52 @@ def build(
   )
 
 
+def limited(
+  known: tasks_lib.Known,
+  tasks: Sequence[str],
+  limits: Mapping[str, int | None] | None,
+) -> tasks_lib.Known:
+  """The tasks that there are, some with fewer examples to train on.
+
+  A limit of None is none, also of a task that the mixture does not have.
+
+  Raises:
+    ValueError: a limit of another task, or that is no whole number above 0.
+  """
+  given = {k: v for k, v in (limits or {}).items() if v is not None}
+  others = sorted(set(given) - set(tasks))
+  if others:
+    raise ValueError(
+      f"limits has {', '.join(others)}, which is no task of the mixture. There"
+      f" are: {', '.join(tasks)}."
+    )
+  for task, limit in given.items():
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+      raise ValueError(
+        f"Expected the limit of {task} to be a whole number of at least 1, or"
+        f" None for all of its examples, got {limit!r}."
+      )
+  fewer = {k: tasks_lib.limited(known[k], given[k]) for k in given}
+  return {**known, **fewer} if fewer else known
+
+
 def targets(
-  known: tasks_lib.Known, tasks: Sequence[str], languages: Sequence[str]
+  known: tasks_lib.Known,
+  tasks: Sequence[str],
+  languages: Sequence[str],
+  *,
+  limits: Mapping[str, int | None] | None = None,
 ) -> tuple[str, ...]:
   """Each target that there is to train on, once, in the order of texts.
 
   Raises:
-    ValueError: a task or language that there is not, or without such rows.
+    ValueError: a task or language that there is not, or without such rows; or
+      as `limited`.
   """
+  for task in tasks:
+    for language in languages:
+      tasks_lib.get(task, language, known=known)
+  known = limited(known, tasks, limits)
   found = {
     row.targets
     for task in tasks

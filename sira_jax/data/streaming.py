@@ -151,5 +151,10 @@ def _targets(known, config):
   if labels:
     return {"labels": labels}
   mixture = config["mixture"]
-  found = mixtures.targets(known, mixture["tasks"], mixture["languages"])
+  found = mixtures.targets(
+    known,
+    mixture["tasks"],
+    mixture["languages"],
+    limits=mixture.get("limits"),
+  )
   return {"labels": found, "numbers": True}

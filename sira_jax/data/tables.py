@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a JSONL, CSV, TSV or Parquet file, each with its place.
+"""The rows of a JSONL, CSV, TSV, Parquet or Arrow file, each with its place.
 
 Text is UTF-8; a byte that is not becomes a lone surrogate, which whoever uses
 the text can find. A file is read whole, and once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import functools
 import io
@@ -129,23 +129,65 @@ def _delimited(
 
 def _parquet(content: bytes) -> Iterator[Record]:
   """Rows are counted from 1."""
+
+  def table(pyarrow):
+    from pyarrow import parquet
+
+    return parquet.read_table(pyarrow.BufferReader(content))
+
+  return _columnar("Parquet", table)
+
+
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+def _arrow(content: bytes) -> Iterator[Record]:
+  """Arrow IPC: streams, as Hugging Face's datasets saves them, or files."""
+
+  def table(pyarrow):
+    from pyarrow import ipc
+
+    is_file = content.startswith(b"ARROW1")
+    opened = ipc.open_file if is_file else ipc.open_stream
+    with opened(pyarrow.BufferReader(content)) as reader:
+      found = reader.read_all()
+    # A killed writer leaves whole batches, which pyarrow takes for all.
+    if not is_file and not content.endswith(_END_OF_STREAM):
+      raise pyarrow.ArrowInvalid("the stream has no end; is the file whole?")
+    for column in found.columns:
+      _check_offsets(pyarrow, column)
+    return found
+
+  return _columnar("Arrow", table)
+
+
+def _columnar(kind: str, read_table: Callable[[Any], Any]) -> Iterator[Record]:
+  """The rows of the table that `read_table` reads with pyarrow."""
   try:
     import pyarrow
-    from pyarrow import parquet
   except ModuleNotFoundError:
     raise _Broken(
-      "row 1: a Parquet file is read with pyarrow, which is not installed: pip"
-      " install pyarrow."
+      f"row 1: {kind} is read with pyarrow, which is not installed: pip install"
+      " pyarrow."
     ) from None
   try:
-    table = parquet.read_table(pyarrow.BufferReader(content))
+    table = read_table(pyarrow)
     names = _distinct(table.column_names, "row 1")
     columns = [_values(pyarrow, column) for column in table.columns]
   except (pyarrow.ArrowException, OSError) as error:
-    raise _Broken(f"row 1: no Parquet that pyarrow reads: {error}") from None
+    raise _Broken(f"row 1: no {kind} that pyarrow reads: {error}") from None
   for number in range(table.num_rows):
     values = [column[number] for column in columns]
     yield Record(f"row {number + 1}", dict(zip(names, values, strict=True)))
+
+
+def _check_offsets(pyarrow: Any, column: Any) -> None:
+  """That values are within the file, which is not checked as it is read."""
+  try:
+    column.validate(full=True)
+  except pyarrow.ArrowInvalid as error:
+    if "UTF8" not in str(error):  # whose row `_values` finds
+      raise
 
 
 def _values(pyarrow: Any, column: Any) -> list[Any]:
@@ -176,5 +218,11 @@ def _distinct(names: list[str], place: str) -> list[str]:
   return names
 
 
-FORMATS = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+FORMATS = {
+  ".jsonl": _jsonl,
+  ".csv": _csv,
+  ".tsv": _tsv,
+  ".parquet": _parquet,
+  ".arrow": _arrow,
+}
 """How a name ends -> the rows of a file's content."""

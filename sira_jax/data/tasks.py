@@ -106,6 +106,24 @@ def rows(
   return splits[split]
 
 
+# Keyed by the definition, so that its tokens and its seqio Task are kept.
+@functools.lru_cache(maxsize=256)
+def limited(definition: Definition, limit: int) -> Definition:
+  """The task with at most `limit` examples to train on in each language.
+
+  Those of `examples.few`; what it is tested on stays.
+  """
+
+  @functools.cache
+  def rows(language: str) -> examples.Rows:
+    splits = dict(definition.rows(language))
+    if "train" in splits:
+      splits["train"] = examples.few(splits["train"], limit)
+    return splits
+
+  return dataclasses.replace(definition, rows=rows)
+
+
 def register(
   task: str,
   language: str,

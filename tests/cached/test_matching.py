@@ -150,3 +150,41 @@ def test_what_checkpoints_are_chosen_by(cached, settings, tmp_path):
   config.cache.folder = str(cached.folder)
   with pytest.raises(ValueError, match=r"selection: None -> "):
     assembly.prepare(config)
+
+
+def test_few_examples(cached, settings, tmp_path):
+  """A cache has the limited rows, and is of these limits alone."""
+  limits = {"mixture.limits.intents": 5, "mixture.limits.dates": 7}
+  config = settings(**limits)
+  cache.write(config, str(tmp_path / "cache"))
+  streamed = assembly.read(assembly.prepare(config), config, cached.base)
+  config.cache.folder = str(tmp_path / "cache")
+  read = assembly.read(assembly.prepare(config), config, cached.base)
+  assert [one.examples for one in read.train] == [5, 7, 5, 7]
+  assert list(read.train) == list(streamed.train)
+  assert read.lengths == streamed.lengths
+  assert read.sets == streamed.sets
+  opened = reader.opened(folder=config.cache.folder)
+  assert len(opened.records) == 24
+  for value, message in ((6, "5 -> 6"), (None, "5 -> None")):
+    config.mixture.limits.intents = value
+    message = rf"another config.*\n  config.mixture.limits.intents: {message}\n"
+    with pytest.raises(ValueError, match=message):
+      assembly.prepare(config)
+  config.cache.folder = str(cached.folder)
+  with pytest.raises(ValueError, match=r"limits.dates: None -> 7\n"):
+    assembly.prepare(config)
+
+
+def test_a_cache_of_before_there_were_limits(cached, settings, copy):
+  file = copy / "cache.json"
+  manifest = json.loads(file.read_text())
+  del manifest["config"]["mixture"]["limits"]
+  file.write_text(json.dumps(manifest))
+  config = settings(**{"cache.folder": str(copy)})
+  data = assembly.read(assembly.prepare(config), config, cached.base)
+  assert data.fingerprint == cached.data.fingerprint
+  config.mixture.limits.intents = 5
+  message = r"config.mixture.limits: None -> \{.*'intents': 5"
+  with pytest.raises(ValueError, match=message):
+    assembly.prepare(config)

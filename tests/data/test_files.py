@@ -8,7 +8,7 @@ import io
 import json
 
 import pyarrow
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 import pytest
 
 from sira_jax.data import examples, files, tables
@@ -38,11 +38,19 @@ def as_parquet(rows):
   return stream.getvalue()
 
 
+def as_arrow(rows):
+  stream, table = io.BytesIO(), pyarrow.Table.from_pylist(rows)
+  with ipc.RecordBatchStreamWriter(stream, table.schema) as writer:
+    writer.write_table(table)
+  return stream.getvalue()
+
+
 FORMATS = {
   ".jsonl": as_jsonl,
   ".csv": as_csv,
   ".tsv": lambda rows: as_csv(rows, "\t"),
   ".parquet": as_parquet,
+  ".arrow": as_arrow,
 }
 
 
@@ -251,7 +259,12 @@ def test_bad_utf8_in_parquet(written):
       "line 3: unexpected end of data",
     ),
     ("a.parquet", b"PAR1", "row 1: no Parquet that pyarrow reads"),
-    ("a.json", b"[]", r"must end in one of .jsonl, .csv, .tsv, .parquet"),
+    ("a.arrow", b"ARROW1", "row 1: no Arrow that pyarrow reads"),
+    (
+      "a.json",
+      b"[]",
+      r"must end in one of .jsonl, .csv, .tsv, .parquet, .arrow",
+    ),
   ],
 )
 @pytest.mark.parametrize("bad_rows", files.BAD_ROWS)

@@ -3,9 +3,10 @@
 
 A split `train` of the task in `place` may be
 
-    place/train.jsonl                        or .csv, .tsv, .parquet
+    place/train.jsonl                        or .csv, .tsv, .parquet, .arrow
     place/train-00000-of-00002.parquet ...   as the Hugging Face hub shows it
     place/train/0000.parquet ...             as it converts it
+    place/train/data-00000-of-00002.arrow    as its datasets saves it to a disk
     place/train/sw.jsonl                     where its name is train/{language}
 
 or of a data set that TFDS prepared in the folder.
@@ -58,18 +59,25 @@ def _shards(where: epath.Path, name: str) -> list[str]:
   """Those of a folder, or beside each other with their number in the name."""
   for ending in tables.FORMATS:
     if (where / name).is_dir():
-      found = sorted(map(str, (where / name).glob(f"*{ending}")))
+      # Beside "data" there may be what datasets keeps for itself.
+      found = _numbered(where / name, "data", ending)
+      found = found or sorted(map(str, (where / name).glob(f"*{ending}")))
     else:
-      found = sorted(map(str, where.glob(f"{name}-*-of-*{ending}")))
-      numbers = {int(re.findall(r"-of-(\d+)", path)[-1]) for path in found}
-      if found and numbers != {len(found)}:
-        raise ValueError(
-          f"{where} has {len(found)} of the {max(numbers)} files of {name}:"
-          f" {', '.join(path.rpartition('/')[2] for path in found)}."
-        )
+      found = _numbered(where, name, ending)
     if found:
       return found
   return []
+
+
+def _numbered(where: epath.Path, name: str, ending: str) -> list[str]:
+  found = sorted(map(str, where.glob(f"{name}-*-of-*{ending}")))
+  numbers = {int(re.findall(r"-of-(\d+)", path)[-1]) for path in found}
+  if found and numbers != {len(found)}:
+    raise ValueError(
+      f"{where} has {len(found)} of the {max(numbers)} files of {name}:"
+      f" {', '.join(path.rpartition('/')[2] for path in found)}."
+    )
+  return found
 
 
 def _prepared(task, root, names, language) -> list[str]:

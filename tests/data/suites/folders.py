@@ -4,7 +4,7 @@
 import json
 
 import pyarrow
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from sira_jax.data.suites import reading
 
@@ -18,7 +18,12 @@ def write(file, rows, *, types=None):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
   else:
     schema = types and pyarrow.schema(types)
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
+    if file.suffix == ".arrow":
+      with ipc.RecordBatchStreamWriter(str(file), table.schema) as writer:
+        writer.write_table(table)
+    else:
+      parquet.write_table(table, file)
 
 
 def read(name, folder, *, languages=("en",), ending="\n", **settings):

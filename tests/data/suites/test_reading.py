@@ -81,6 +81,22 @@ def test_shards_are_read_together(tmp_path):
     folders.read("glue_rte", tmp_path)
 
 
+def test_a_saved_data_set_is_read_without_its_caches(glue, tmp_path):
+  """What datasets' save_to_disk leaves, after a map over it."""
+  expected = folders.read("glue_rte", glue).rows("en")
+  saved = tmp_path / "saved" / "rte"
+  for number, rows in enumerate((ROWS[:2], ROWS[2:5])):
+    folders.write(saved / "train" / f"data-0000{number}-of-00002.arrow", rows)
+  folders.write(saved / "validation" / "data-00000-of-00001.arrow", ROWS[4:])
+  for split in ("train", "validation"):
+    folders.write(saved / split / "cache-0a1b2c3d4e5f6a7b.arrow", ROWS)
+    (saved / split / "state.json").write_text("{}")
+  assert folders.read("glue_rte", saved.parent).rows("en") == expected
+  (saved / "train" / "data-00000-of-00002.arrow").unlink()
+  with pytest.raises(ValueError, match=r"has 1 of the 2 files of data: data-"):
+    folders.read("glue_rte", saved.parent)
+
+
 def test_two_files_of_one_split_are_refused(glue):
   shutil.copy(glue / "rte" / "train.jsonl", glue / "rte" / "train.csv")
   with pytest.raises(
@@ -97,7 +113,7 @@ def test_a_missing_file_says_all_there_is_to_know(tmp_path):
   said = str(caught.value)
   for part in (
     f"{tmp_path}/none/rte or {tmp_path}/none/RTE",
-    "train as .jsonl, .csv, .tsv, .parquet, or a folder or shards",
+    "train as .jsonl, .csv, .tsv, .parquet, .arrow, or a folder or shards",
     "TFDS's glue/rte",
     "the columns sentence1, sentence2, label",
     "To get it: hf download nyu-mll/glue --repo-type dataset",
