@@ -93,20 +93,30 @@ class Recorder:
 
   def __call__(self, indices: Sequence[int], reports: records.Recorded) -> None:
     """Takes a batch; see `decoding.Record`."""
-    own = [
-      (at, self._rows[i]) for at, i in enumerate(indices) if i in self._rows
-    ]
-    if not own:
-      return
-    at, rows = map(list, zip(*own, strict=True))
+    numbers, reports = self.part(indices, reports)
+    rows = [self._rows[number] for number in numbers]
     for names, fields in reports.items():
       for field, values in fields.items():
-        for name, found in zip(names, np.asarray(values), strict=True):
+        for name, found in zip(names, values, strict=True):
           site = self._sites.setdefault(name, {})
           if field not in site:
             shape = (len(self._owners), *found.shape[1:])
             site[field] = np.full(shape, np.nan, np.float32)
-          site[field][rows] = found[at]
+          site[field][rows] = found
+
+  def part(
+    self, indices: Sequence[int], reports: records.Recorded
+  ) -> tuple[list[int], records.Recorded]:
+    """What is kept of a batch: the prompts, and the reports of them alone."""
+    at = [row for row, index in enumerate(indices) if index in self._rows]
+    if not at:
+      return [], {}
+    return [indices[row] for row in at], {
+      names: {
+        field: np.asarray(values)[:, at] for field, values in fields.items()
+      }
+      for names, fields in reports.items()
+    }
 
   def statistics(self) -> Statistics:
     """Of all that was taken."""

@@ -18,6 +18,7 @@ from sira_jax import (
   decoding,
   evaluation,
   expert_budget,
+  kept_answers,
   lengths,
   run_data,
   selection,
@@ -365,10 +366,12 @@ def score(
   sets: Sequence[run_data.EvaluationSet],
   intervals: bool = False,
   record: decoding.Record | None = None,
+  kept: kept_answers.KeptAnswers | None = None,
 ) -> tuple[list[evaluation.Result], list[list[str]]]:
   """Answers and scores some of the run's sets, with the model as it is."""
   labels = adapted.labels(config)
-  how = dict(score=run_data.score, intervals=intervals, record=record)
+  how = dict(score=run_data.score, intervals=intervals)
+  how |= dict(record=record, kept=kept)
   if labels is not None:
     return evaluation.classify(
       assembly.base.model,

@@ -14,6 +14,7 @@ import jax
 from sira_jax import (
   confidence,
   decoding,
+  kept_answers,
   prompts,
   ranking,
   sharding,
@@ -70,6 +71,7 @@ def evaluate(
   batch_size: int,
   intervals: bool = False,
   record: decoding.Record | None = None,
+  kept: kept_answers.KeptAnswers | None = None,
 ) -> tuple[list[Result], list[list[str]]]:
   """Answers every example of `sets` and scores each set.
 
@@ -86,30 +88,52 @@ def evaluate(
     batch_size: examples decoded at once, over all sets.
     intervals: whether to say how far the scores may be luck; see `confidence`.
     record: is told what routers report of the prompts, counted over all sets.
+    kept: has answers that are not asked for again, and is told of others.
 
   Returns:
     The results and the predictions, one of each per set.
   """
   model.eval()
-  numbers = _numbers(sets)
-  pairs = list(zip(sets, numbers, strict=True))
-  decoded = [own for one, own in pairs if not one.choices]
-  ids = decoding.greedy(
-    model,
-    [prompt for one in sets if not one.choices for prompt in one.inputs],
-    max_new_tokens=max_new_tokens,
-    eos_id=eos_id,
-    batch_size=batch_size,
-    record=_renumbered(record, [n for own in decoded for n in own]),
-  )
-  texts = map(text, ids)
-  answers = itertools.chain.from_iterable(
-    _likeliest(model, one, batch_size, _renumbered(record, own))
-    if one.choices
-    else itertools.islice(texts, len(one.inputs))
+
+  def decoded(inputs, **how):
+    how |= dict(max_new_tokens=max_new_tokens, eos_id=eos_id)
+    return list(map(text, decoding.greedy(model, inputs, **how)))
+
+  pairs = list(zip(sets, _numbers(sets), strict=True))
+  together = [n for one, own in pairs if not one.choices for n in own]
+  parts = [(together, decoded)]
+  parts += [
+    (own, functools.partial(_likeliest, model, one))
     for one, own in pairs
+    if one.choices
+  ]
+  answers = _answers(
+    sets, parts, batch_size=batch_size, record=record, kept=kept
   )
   return _results(sets, answers, score, intervals)
+
+
+def _answers(sets, parts, *, batch_size, record, kept):
+  """The answer of every prompt, batch by batch, but those that are kept.
+
+  Of each part: the numbers of its prompts, and what answers some of them.
+  """
+  inputs = [prompt for one in sets for prompt in one.inputs]
+  answers = {} if kept is None else dict(kept.answers)
+  for numbers, answer in parts:
+    for group in prompts.groups([inputs[n] for n in numbers], batch_size):
+      asked = [numbers[i] for i in group if numbers[i] not in answers]
+      if not asked:
+        continue
+      found = answer(
+        [inputs[n] for n in asked],
+        batch_size=batch_size,
+        record=_renumbered(record, asked),
+      )
+      answers.update(zip(asked, found, strict=True))
+      if kept is not None:
+        kept.add(asked, found)
+  return [answers[number] for number in range(len(inputs))]
 
 
 def _numbers(sets):
@@ -126,10 +150,8 @@ def _renumbered(record, numbers):
   return lambda indices, reports: record([numbers[i] for i in indices], reports)
 
 
-def _likeliest(model, one, batch_size, record):
-  found = ranking.likelihoods(
-    model, one.inputs, one.choice_ids, batch_size=batch_size, record=record
-  )
+def _likeliest(model, one, inputs, **how):
+  found = ranking.likelihoods(model, inputs, one.choice_ids, **how)
   return [one.choices[index] for index in found.argmax(axis=1)]
 
 
@@ -142,6 +164,7 @@ def classify(
   batch_size: int,
   intervals: bool = False,
   record: decoding.Record | None = None,
+  kept: kept_answers.KeptAnswers | None = None,
 ) -> tuple[list[Result], list[list[str]]]:
   """As `evaluate`, of an encoder with a head: its likeliest label, or number.
 
@@ -153,10 +176,16 @@ def classify(
     batch_size: examples scored at once, over all sets.
     intervals: as `evaluate`'s.
     record: as `evaluate`'s.
+    kept: as `evaluate`'s.
   """
-  inputs = [prompt for one in sets for prompt in one.inputs]
-  answers = label(
-    model, inputs, labels=labels, batch_size=batch_size, record=record
+  parts = [
+    (
+      range(sum(len(one.inputs) for one in sets)),
+      functools.partial(label, model, labels=labels),
+    )
+  ]
+  answers = _answers(
+    sets, parts, batch_size=batch_size, record=record, kept=kept
   )
   return _results(sets, answers, score, intervals)
 

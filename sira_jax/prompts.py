@@ -37,6 +37,12 @@ def check(
       )
 
 
+def groups(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+  """The indices of prompts of similar length, at most so many together."""
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def batches(
   prompts: Sequence[Sequence[int]],
   *,
@@ -60,9 +66,7 @@ def batches(
     up to what it divides; a length is a multiple of 64.
   """
   size = max(1, batch_size // copies)
-  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-  for start in range(0, len(order), size):
-    indices = order[start : start + size]
+  for indices in groups(prompts, size):
     yield indices, _padded([prompts[i] for i in indices], pad_id, size)
 
 

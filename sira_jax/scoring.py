@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's scores: before training, of its checkpoints and stages, and after."""
 
+import contextlib
 import json
 import time
 
@@ -11,6 +12,7 @@ from sira_jax import (
   assembly,
   board,
   evaluation,
+  kept_answers,
   pictures,
   progress,
   selection,
@@ -35,12 +37,16 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
     storage.write(file, text)
     return read(text)
   results = storage.load(file, read)
+  answers = workdir / "answers_before.jsonl"
   if results is None:
     print("\nEvaluating before training ...", flush=True)
     begun = time.monotonic()
-    results, _ = assembly.score(run, config, sets=run.data.sets, intervals=True)
+    results, _ = _score(
+      run, config, answers, sets=run.data.sets, intervals=True
+    )
     storage.write(file, evaluation.dumps(results))
     print(f"took {progress.duration(time.monotonic() - begun)}")
+  storage.remove(answers)
   return results
 
 
@@ -49,8 +55,10 @@ def validate(run, config, chosen, state) -> float:
   begun, step = time.monotonic(), int(state.step)
   if chosen.lacks(step):
     nnx.update(run.base.model, state.trainable, state.constants)
-    found, _ = assembly.score(run, config, sets=run.data.validation)
+    answers = chosen.folder / "answers_validation.jsonl"
+    found, _ = _score(run, config, answers, sets=run.data.validation)
     print(chosen.add(step, found), flush=True)
+    storage.remove(answers)
     curves = board.Board(chosen.folder, "validation", step=step - 1)
     for one in [*found, *evaluation.means(found)]:
       where = f"{one.task}/{one.language}"
@@ -74,11 +82,15 @@ def studied(run, config, workdir, stage):
   """What a stage of a sparsifying schedule shows, computed once in a run."""
   folder = stages.folder(workdir, run.stages, stage)
   file = folder / "study.json"
+  answers = [folder / f"answers_{name}.jsonl" for name in ("memory", "test")]
   found = storage.load(file, json.loads)
   if found is None:
     print(f"\nEvaluating stage {stage.number} ...", flush=True)
-    trained, _ = assembly.score(run, config, sets=run.data.memory)
-    tested, _ = assembly.score(run, config, sets=run.data.sets)
+    asked = (run.data.memory, run.data.sets)
+    trained, tested = (
+      _score(run, config, kept, sets=sets)[0]
+      for kept, sets in zip(answers, asked, strict=True)
+    )
     found = stages.measure(
       run.base.model,
       stage,
@@ -87,6 +99,8 @@ def studied(run, config, workdir, stage):
       metrics=folder / "metrics.jsonl",
     )
     storage.write(file, json.dumps(found, indent=1))
+  for kept in answers:
+    storage.remove(kept)
   return found
 
 
@@ -103,8 +117,9 @@ def last_scores(run, config, workdir, before) -> None:
   """Evaluates the trained adapters and leaves the run's results."""
   print("\nEvaluating after training ...", flush=True)
   recorder = analysis.Recorder(run.data.sets)
-  after, predictions = assembly.score(
-    run, config, sets=run.data.sets, intervals=True, record=recorder
+  answers = workdir / "answers_after.jsonl"
+  after, predictions = _score(
+    run, config, answers, sets=run.data.sets, intervals=True, record=recorder
   )
   predictions_lib.save(
     workdir / "predictions.jsonl", run.data.sets, predictions
@@ -122,4 +137,28 @@ def last_scores(run, config, workdir, before) -> None:
     workdir / "results.json",
     json.dumps(evaluation.as_json(before, after), indent=1),
   )
+  storage.remove(answers)
   print(f"\n{table}\n\nLeft in {workdir}: {storage.listing(workdir)}")
+
+
+def _score(run, config, file, *, sets, intervals=False, record=None):
+  """`assembly.score`, which goes on from the answers that a file keeps."""
+  key = kept_answers.key(
+    run.base.model,
+    sets,
+    base=run.base.fingerprint,
+    data=run.data.fingerprint,
+    dtype=config.base.dtype,
+    decoding=config.decoding.to_dict(),
+    statistics=record is not None,
+  )
+  kept = kept_answers.KeptAnswers(file, key, recorder=record)
+  with contextlib.closing(kept):
+    return assembly.score(
+      run,
+      config,
+      sets=sets,
+      intervals=intervals,
+      record=record and kept.record,
+      kept=kept,
+    )

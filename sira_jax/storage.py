@@ -194,6 +194,12 @@ def write(file: Path, content: str | bytes) -> None:
     os.close(folder)
 
 
+def remove(file: Path) -> None:
+  """Removes a file if it is there; the first process does."""
+  if distributed.first():
+    file.unlink(missing_ok=True)
+
+
 class Lines:
   """A file that grows by lines; the first process writes it.
 

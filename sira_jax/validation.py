@@ -37,7 +37,7 @@ _GIVEN = {
   "batches": ("seed", "start", "prefix", "only"),
   "evaluation": ("encoder",),
   "optimizer": ("steps", "gates"),
-  "decoding": ("score", "text", "eos_id", "intervals", "record"),
+  "decoding": ("score", "text", "eos_id", "intervals", "record", "kept"),
   "sparsity": ("steps",),
   "allocation": ("costs",),
   "mesh": ("devices",),
