@@ -122,7 +122,8 @@ def run(kind, name=None):
     states, losses = [], []
     for number in range(STEPS):
       before = state
-      state, metrics = step(before, frozen, sharding.rows(batch(number)))
+      rows = sharding.rows(batch(number))
+      state, metrics = step(before, frozen, rows, None)
       states.append(jax.tree.map(np.asarray, state.trainable))
       losses.append(float(metrics["loss"]))
   return types.SimpleNamespace(

@@ -69,7 +69,7 @@ def compilations(tmp_path_factory):
 def test_train_go_on_and_score(tmp_path):
   changes = tiny_run.base(tmp_path) | {
     "training.steps": 6,
-    "training.checkpoint_every": 2,
+    "training.checkpoint_every": 3,
   }
   config = tiny_run.config("lora", changes)
   folder = tmp_path / "cache"
@@ -86,7 +86,8 @@ def test_train_go_on_and_score(tmp_path):
   )
   done = script("train.py", *ran, stop=3)
   assert done.returncode == 75, done.stderr
-  assert "Stopped at step 3" in done.stdout
+  # A step's metrics are appended once the next is sent.
+  assert "Stopped at step 4" in done.stdout
   moved = tmp_path / "elsewhere"
   folder.rename(moved)
   done = script("train.py", *ran)
@@ -99,7 +100,7 @@ def test_train_go_on_and_score(tmp_path):
   moving = f"--config.cache.folder={moved}"
   done = script("train.py", *ran, moving)
   assert done.returncode == 0, done.stderr
-  assert "Continuing at step 3 of 6" in done.stdout
+  assert "Continuing at step 4 of 6" in done.stdout
   assert "read from the cache" in done.stdout
   # In one go, where TensorFlow is: the very same steps and answers.
   done = plain(*whole, moving)

@@ -99,7 +99,7 @@ def test_a_task_of_it(written, form):
     files.read(files.Source(path=path, **source))
   found = files.read(files.Source(path=path, bad_rows="skip", **source))
   rows = [row for rows in found.rows("en").values() for row in rows]
-  assert ("Nr. 24, «so»\ntrue", "24") in rows and len(rows) == 21
+  assert ("Nr. 23, «so»\nfalse", "23") in rows and len(rows) == 21
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
-
 import pytest
 
 from sira_jax import lengths as lengths_lib
@@ -44,7 +42,7 @@ def test_report_by_hand(letters):
 
 def test_the_table_has_room_for_long_names(letters):
   (row,) = lengths.report(letters, length=7)
-  long = dataclasses.replace(row, task="section_of_package", language="sr-Latn")
+  long = row._replace(task="section_of_package", language="sr-Latn")
   lines = lengths_lib.table((row, long)).splitlines()
   assert lines[2].split()[:2] == ["section_of_package", "sr-Latn"]
   assert len({len(line) for line in lines}) == 1
