@@ -22,7 +22,10 @@ import time
 
 from absl import flags
 from flax import nnx
+import jax
+import jax.numpy as jnp
 from ml_collections import config_flags
+import numpy as np
 
 from sira_jax import (
   adapted,
@@ -208,7 +211,7 @@ def fit(run, config, workdir, stage, state, signals):
   if first == stage.steps or chosen.exhausted:
     return state, True
   earlier = sum(one.steps for one in run.stages[: stage.number])
-  step, schedule = learner(run, config, stage)
+  step, rates = learner(run, config, stage)
   # One batch a step: the position in the data is the number of the step.
   batches = ahead.Ahead(run.data.batches(config.seed + stage.number, first))
   meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
@@ -226,7 +229,7 @@ def fit(run, config, workdir, stage, state, signals):
       folder,
       log=log,
       line=line,
-      schedule=schedule,
+      rates=rates,
       action=config.training.nonfinite,
     )
     for number in range(first + 1, stage.steps + 1):
@@ -255,7 +258,7 @@ def fit(run, config, workdir, stage, state, signals):
 
 
 def learner(run, config, stage):
-  """A stage's jitted step, and its learning rate by the number of updates."""
+  """A stage's jitted step, and its learning rates by the number of updates."""
   optimizer, schedule = assembly.optimizer(config, stage)
   step = training.make(
     run.base.model,
@@ -263,7 +266,7 @@ def learner(run, config, stage):
     steps=stage.steps,
     microbatches=config.training.microbatches,
   )
-  return step, schedule
+  return step, np.asarray(jax.vmap(schedule)(jnp.arange(stage.steps)))
 
 
 def due(config, stage, number) -> bool:

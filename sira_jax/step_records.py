@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each step measured, fetched while the devices take the next one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import time
 
@@ -42,7 +42,8 @@ class StepRecords:
     folder: where the run keeps its metrics.
     log: its metrics.jsonl.
     line: what it shows.
-    schedule: the learning rate by the number of updates.
+    rates: the learning rate by the number of updates, on the host: to ask the
+      devices for it would be to wait for the step that they are taking.
     action: see `nonfinite.ACTIONS`.
 
   Attributes:
@@ -57,11 +58,11 @@ class StepRecords:
     *,
     log: metrics_log.MetricsLog,
     line: progress.Progress,
-    schedule: Callable[[int], jax.Array | float],
+    rates: Sequence[float],
     action: str,
   ):
     self._folder, self._log, self._line = folder, log, line
-    self._schedule, self._action = schedule, action
+    self._rates, self._action = rates, action
     self._sent: Sent | None = None
     self.stop: nonfinite.Stop | None = None
     self._ended = time.monotonic()
@@ -96,7 +97,7 @@ class StepRecords:
     }
     # The optimizer does not count the steps that were left out.
     updates = sent.number - 1 - len(self._log.skipped)
-    metrics["learning_rate"] = float(self._schedule(updates))
+    metrics["learning_rate"] = float(self._rates[updates])
     self._line.update(sent.number, metrics)
     now = time.monotonic()
     metrics["seconds"] = round(now - max(self._ended, sent.begun), 4)

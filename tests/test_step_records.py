@@ -29,7 +29,7 @@ def opened(tmp_path):
         tmp_path,
         log=log,
         line=progress.Progress(total=20),
-        schedule=lambda updates: 0.5 * updates,
+        rates=np.arange(20) / 2,
         action=action,
       )
 
