@@ -20,6 +20,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from benchmarks import step_models
 from sira_jax import markdown, meshes, plan
 from sira_jax.adapters import methods, surgery
 from sira_jax.models import decoder, t5
@@ -94,22 +95,8 @@ SHAPES = {
     length=2048,
   ),
   "t5-xxl": Shape(
-    t5.T5Config(
-      vocabulary_size=32128,
-      encoder_layers=24,
-      decoder_layers=24,
-      d_model=4096,
-      heads=64,
-      head_dim=64,
-      d_ff=10240,
-      activation="gelu",
-      gated=True,
-      buckets=32,
-      max_distance=128,
-      bias_by_layer=False,
-      norm_epsilon=1e-6,
-      tied_embeddings=False,
-      scaled_logits=False,
+    dataclasses.replace(
+      step_models.T5_LARGE, d_model=4096, heads=64, d_ff=10240
     ),
     topology="v5e:4x4",
     mesh=dict(data=1, fsdp=16, tensor=1),
