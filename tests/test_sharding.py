@@ -287,6 +287,19 @@ def test_nothing_is_born_whole(optimizer):
   assert sharded > 30
 
 
+def test_adapters_of_a_kind_are_one_program(caplog):
+  """However many layers they are for."""
+  layers = [nnx.Linear(8, f, rngs=nnx.Rngs(0)) for f in (4, 8, 4, 8, 4)]
+  model = nnx.List(layers)
+  rules = [surgery.Rule(".*", methods.lora(rank=2))]
+  with sharding.use(meshes.mesh()), jax.log_compiles():
+    surgery.adapt(model, rules, rngs=nnx.Rngs(0))
+  found = [m for m in caplog.messages if m.startswith("Compiling jit(make)")]
+  assert len(found) == 2
+  starts = [np.asarray(layer.adapter.A[...]) for layer in layers]
+  assert (starts[0] != starts[2]).all()
+
+
 def test_without_a_mesh_nothing_happens(monkeypatch):
   x = jnp.ones((2, 3))
   assert sharding.constrain(x, "no", "such", "words") is x

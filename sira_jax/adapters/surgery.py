@@ -8,6 +8,7 @@ attributes and `isinstance` answers stay, and one attribute, `adapter`, joins.
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from typing import Protocol
@@ -15,6 +16,7 @@ import zlib
 
 from flax import nnx
 import jax
+import numpy as np
 
 from sira_jax import sharding
 from sira_jax.adapters import (
@@ -370,19 +372,19 @@ def _adapted_before(module):
 def _graft(grafts, key):
   """Gives each layer of `(path, layer, factory)` its adapter."""
 
-  def make(path, layer, factory, key):
-    seed = zlib.crc32(path.encode())
-    return factory.make(
-      hosts.fold(layer).d,
-      hosts.fold(layer).f,
-      key=jax.random.fold_in(key, seed),
-      seed=seed,
-      axes=hosts.axes(layer),
-    )
+  # One function a kind of layer, so that it is compiled once.
+  @functools.cache
+  def maker(factory, d, f, axes):
+    def make(key, seed):
+      own = jax.random.fold_in(key, seed)
+      return factory.make(d, f, key=own, seed=seed, axes=axes)
 
-  made = sharding.born(lambda key: [make(*graft, key) for graft in grafts], key)
-  for (_, layer, _), adapter in zip(grafts, made, strict=True):
-    layer.adapter = adapter
+    return make
+
+  for path, layer, factory in grafts:
+    fold, seed = hosts.fold(layer), np.uint32(zlib.crc32(path.encode()))
+    make = maker(factory, fold.d, fold.f, hosts.axes(layer))
+    layer.adapter = sharding.born(make, key, seed)
     layer.__class__ = adapted_layers.KINDS[type(layer)]
 
 

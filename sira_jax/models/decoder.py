@@ -223,11 +223,12 @@ class Decoder(nnx.Module):
     call = decoder_blocks.Block.__call__
     if self.remat:
       call = nnx.remat(call)
-    if self.scan:
-      return stacking.run(lambda b, x: call(b, x, layout)[0], self.layers, x)
-    for block in self.layers:
-      x, _ = call(block, x, layout)
-    return x
+    return stacking.run(
+      lambda block, x: call(block, x, layout)[0],
+      self.layers,
+      x,
+      loop=self.scan,
+    )
 
   def _embedded(self, tokens):
     x = layers.look_up(self.embed_tokens, tokens)

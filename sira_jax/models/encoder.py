@@ -218,11 +218,9 @@ class Encoder(nnx.Module):
     call = encoder_blocks.Block.__call__
     if self.remat:
       call = nnx.remat(call)
-    if self.scan:
-      return stacking.run(lambda b, x: call(b, x, mask), self.blocks, x)
-    for block in self.blocks:
-      x = call(block, x, mask)
-    return x
+    return stacking.run(
+      lambda block, x: call(block, x, mask), self.blocks, x, loop=self.scan
+    )
 
   def _pooled(
     self,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a model's blocks as a loop over their stacked variables.
+"""Runs a model's blocks, of which equal ones are traced once, or a loop.
 
-XLA compiles the body of a loop once, however many blocks there are. Parameters
-stay each block's own, with their own paths: they are stacked inside the traced
-function, and their gradients come back by block.
+Tracing a block takes Python as long however small it is, and XLA compiles the
+body of a loop once. Parameters stay each block's own, with their own paths: a
+loop stacks them inside the traced function, and their gradients come back by
+block.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +21,25 @@ def run(
   function: Callable[[nnx.Module, jax.Array], jax.Array],
   blocks: Sequence[nnx.Module],
   x: jax.Array,
+  *,
+  loop: bool,
 ) -> jax.Array:
   """x after `for block in blocks: x = function(block, x)`.
 
-  Consecutive blocks of one kind, which differ in nothing but their variables'
-  values, are one `jax.lax.scan`; a block unlike its neighbours runs by itself.
-  What blocks record under `nnx.capture` is recorded in each of them, as by the
-  loop above; nothing else that `function` writes into a block is kept.
+  Blocks of one kind differ in nothing but their variables' values. They share
+  one trace of `function`; where nothing is traced, they are just called. With
+  `loop`, consecutive ones are a `jax.lax.scan`, and a block unlike its
+  neighbours runs by itself. What blocks record under `nnx.capture` is recorded
+  in each of them, as by the loop above; nothing else that `function` writes
+  into a block is kept.
   """
+  if not loop and not isinstance(x, jax.core.Tracer):
+    for block in blocks:
+      x = function(block, x)
+    return x
   pieces = [(block, *_split(block)) for block in blocks]
+  if not loop:
+    return _in_turn(function, pieces, x)
   for _, group in itertools.groupby(pieces, key=lambda piece: _kind(*piece)):
     members, graphs, records, states = zip(*group, strict=True)
     if len(members) == 1:
@@ -40,8 +51,29 @@ def run(
   return x
 
 
+def _in_turn(function, pieces, x):
+  """One traced call for each kind of block, and an equation for each block."""
+  calls = {}
+  for block, graph, records, state in pieces:
+    kind = _kind(block, graph, records, state)
+    if kind not in calls:
+      calls[kind] = jax.jit(_body(function, graph, records))
+    x, found = calls[kind](x, state)
+    _record(block, found)
+  return x
+
+
 def _scan(function, graph, records, states, x):
   """The new x, and what was recorded, stacked."""
+  stacked = jax.tree.map(lambda *values: jnp.stack(values), *states)
+  placed = jax.tree.map(
+    _placed, stacked, is_leaf=lambda node: isinstance(node, nnx.Variable)
+  )
+  return jax.lax.scan(_body(function, graph, records), x, placed)
+
+
+def _body(function, graph, records):
+  """(x, a block's variables) -> (the new x, what was recorded)."""
   records = nnx.to_flat_state(records)
   recorded = nnx.Any(*(type(record) for _, record in records))
   nothing = nnx.from_flat_state([(p, r.replace({})) for p, r in records])
@@ -50,11 +82,7 @@ def _scan(function, graph, records, states, x):
     block = nnx.merge(graph, nothing, state, copy=True)
     return function(block, x), nnx.state(block, recorded)
 
-  stacked = jax.tree.map(lambda *values: jnp.stack(values), *states)
-  placed = jax.tree.map(
-    _placed, stacked, is_leaf=lambda node: isinstance(node, nnx.Variable)
-  )
-  return jax.lax.scan(body, x, placed)
+  return body
 
 
 def _split(block):
@@ -70,7 +98,7 @@ def _split(block):
 def _kind(block, graph, records, state):
   del block, records
   leaves, tree = jax.tree.flatten(state)
-  return graph, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
+  return graph, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _placed(variable):

@@ -142,9 +142,9 @@ class T5(nnx.Module):
         layers.look_up(self.shared, decoder_input_tokens),
         View(decoder_positions, causal),
         decoder_positions,
-        crosses=[cross] * len(self.decoder.blocks),
+        cross=cross,
         scan=self.scan,
-      )[0]
+      )
 
   def logits(
     self, hidden: Float[Array, "batch length d"]
@@ -218,7 +218,7 @@ class T5(nnx.Module):
         )
 
     with ambient.SEGMENTS(None), ambient.DECODING(True):
-      x, kept = self.decoder(
+      x, kept = self.decoder.extend(
         layers.look_up(self.shared, tokens),
         View(positions, mask),
         slots[None],
@@ -240,7 +240,7 @@ class T5(nnx.Module):
         View(positions, mask),
         positions,
         scan=self.scan,
-      )[0]
+      )
 
 
 def _row(tokens):

@@ -258,9 +258,43 @@ class Stack(nnx.Module):
     view: View,
     slots: Int[Array, "#batch slots"],
     *,
-    crosses=None,
-    pasts=None,
+    cross=None,
     scan: bool = False,
+  ) -> Float[Array, "batch length d"]:
+    """Normed hidden states.
+
+    Args:
+      x: embedded tokens.
+      view: their positions, and the mask.
+      slots: the positions of what is seen.
+      cross: the `cross` of all blocks; None in the encoder.
+      scan: run equal blocks as a loop.
+    """
+
+    def biased(block):
+      table = block.attention.position_bias
+      return view._replace(bias=table(view.positions, slots))
+
+    def run(block, x, view):
+      return block(x, view, cross=cross, past=None)[0]
+
+    # A block without a bias of its own has the first's.
+    shared, run = biased(self.blocks[0]), nnx.remat(run) if self.remat else run
+
+    def one(block, x):
+      own = block.attention.position_bias is not None
+      return run(block, x, biased(block) if own else shared)
+
+    return self.norm(stacking.run(one, self.blocks, x, loop=scan))
+
+  def extend(
+    self,
+    x: Float[Array, "batch n d"],
+    view: View,
+    slots: Int[Array, "#batch slots"],
+    *,
+    crosses,
+    pasts,
   ):
     """Normed hidden states, and every block's keys and values.
 
@@ -268,45 +302,14 @@ class Stack(nnx.Module):
       x: embedded tokens.
       view: their positions, and the mask.
       slots: the positions of what is seen.
-      crosses: a block's `cross`, for each; None in the encoder.
-      pasts: a block's `past`, for each; None without a cache.
-      scan: run equal blocks as a loop, which keeps no keys and values, and
-        takes the same cross for all.
+      crosses: a block's `cross`, for each.
+      pasts: a block's `past`, for each.
     """
-    if scan:
-      cross = crosses[0] if crosses else None
-      return self.norm(self._loop(x, view, slots, cross)), None
-    none = [None] * len(self.blocks)
     kept = []
-    for block, cross, past in zip(
-      self.blocks, crosses or none, pasts or none, strict=True
-    ):
+    for block, cross, past in zip(self.blocks, crosses, pasts, strict=True):
       if block.attention.position_bias is not None:
         bias = block.attention.position_bias(view.positions, slots)
         view = view._replace(bias=bias)
-      run = _runs(cross, past)
-      run = nnx.remat(run) if self.remat and past is None else run
-      x, own = run(block, x, view)
+      x, own = block(x, view, cross=cross, past=past)
       kept.append(own)
     return self.norm(x), kept
-
-  def _loop(self, x, view, slots, cross):
-    """x after all blocks; a block without a bias of its own has the first's."""
-
-    def biased(block):
-      table = block.attention.position_bias
-      return view._replace(bias=table(view.positions, slots))
-
-    shared, run = biased(self.blocks[0]), _runs(cross, None)
-    run = nnx.remat(run) if self.remat else run
-
-    def one(block, x):
-      own = block.attention.position_bias is not None
-      return run(block, x, biased(block) if own else shared)[0]
-
-    return stacking.run(one, self.blocks, x)
-
-
-def _runs(cross, past):
-  """A block's call of arrays alone, which is what remat takes."""
-  return lambda block, x, view: block(x, view, cross=cross, past=past)

@@ -112,6 +112,27 @@ def test_blocks_of_a_kind_are_one_loop(path, expected):
   assert loops == expected
 
 
+def test_blocks_of_a_kind_are_traced_once():
+  """Wherever they stand; where nothing is traced, each is called."""
+  blocks = [
+    nnx.Linear(4, 4, use_bias=bias, rngs=nnx.Rngs(number))
+    for number, bias in enumerate([True, False, True, False])
+  ]
+  calls, x = [], jnp.arange(8.0).reshape(2, 4)
+
+  def function(block, x):
+    calls.append(block)
+    return jnp.sin(block(x))
+
+  def run(x):
+    return stacking.run(function, blocks, x, loop=False)
+
+  expected = run(x)
+  assert calls == blocks
+  np.testing.assert_allclose(jax.jit(run)(x), expected, rtol=1e-6)
+  assert len(calls) == 4 + 2
+
+
 def test_settings_set_blocks_apart():
   """Variables alike, and yet other experts: two loops of two."""
   found = []
