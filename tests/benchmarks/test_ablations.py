@@ -41,8 +41,10 @@ def test_p_value():
   assert ablations.p_value(np.array([1.0, -1.0] * 5)) > 0.99
 
 
-def leave(run, answers):
+def leave(run, answers, losses=(1.0,)):
   run.workdir.mkdir(parents=True)
+  lines = [json.dumps({"loss": loss}) + "\n" for loss in losses]
+  (run.workdir / "metrics.jsonl").write_text("".join(lines))
   rows = [
     dict(task="t", language="en", prompt=str(n), target="x", prediction=answer)
     for n, answer in enumerate(answers)
@@ -71,9 +73,13 @@ def test_differences(tmp_path):
 
 
 def test_comparison(tmp_path):
-  runs = trials.plan({"lora": (), "sira": ()}, [0], tmp_path)
-  leave(runs[0], "x" * 10)
-  leave(runs[1], "y" * 10)
+  runs = trials.plan({"lora": (), "sira": ()}, [0, 1], tmp_path)
+  for run, losses in zip(runs, ([9, *[2] * 20], [1], [5], [4]), strict=True):
+    leave(run, ("x" if run.setting == "lora" else "y") * 10, losses)
+  # 2 - 1 and 5 - 4: what was before the last 20 steps is not told.
   assert ablations.comparison(runs).splitlines()[2:] == [
-    "| lora | +100.0 | 0.002 |"
+    "| lora | +100.0 | 0.002 | 1.000 ± 0.000 |"
   ]
+  # Of one seed in common.
+  assert ablations.loss_differences(runs[2:3], runs[3:]) == [1.0]
+  assert ablations.loss_differences(runs[2:3], runs[1:2]) == []
