@@ -5,18 +5,17 @@
     python -m benchmarks.profiles --preset=gpu --method=lora
 
 Compiles the step of `train_step`, takes some under JAX's profiler, and adds up
-the time of each operation of the compiled program by where in the code it
-was traced, forward and backward apart. A fusion counts where its last operation
-was traced, so that what is small and stands beside something large may count
-there. On a CPU the time is that of all its threads: what no operation has,
-threads have waited or the profiler has taken.
+the time of each operation of the compiled program by where in the code it was
+traced, forward and backward apart. Operations that run at the same time share
+it equally. A fusion counts where its last operation was traced, so that what is
+small and stands beside something large may count there.
 
 Columns are milliseconds of a step, as parts of its time without a profiler.
 Prints one table, and writes JSON with --out.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 import pathlib
 import re
@@ -48,6 +47,14 @@ PARTS: Mapping[str, str] = {
 OTHER = "other"
 _LOSS = "logits and loss"
 _CONTROL = re.compile(r"(while|cond|conditional|call)(\.\d+)*$")
+
+
+class Event(NamedTuple):
+  """One run of an operation; nanoseconds."""
+
+  name: str
+  start: float
+  duration: float
 
 
 class Operation(NamedTuple):
@@ -118,8 +125,8 @@ def _table(program, title, pattern) -> dict[str, tuple[str, ...]]:
   return {match[1]: match.groups()[1:] for match in matches if match}
 
 
-def events(folder: pathlib.Path) -> Iterator[tuple[str, float]]:
-  """(operation, nanoseconds) of each event in a profile.
+def events(folder: pathlib.Path) -> Iterator[Event]:
+  """Of the operations in a profile.
 
   Raises:
     ValueError: there is no profile in the folder.
@@ -134,26 +141,32 @@ def events(folder: pathlib.Path) -> Iterator[tuple[str, float]]:
         if name is None and line.name == "XLA Ops":  # as a TPU has them
           name = event.name.partition(" = ")[0].lstrip("%")
         if name is not None:
-          yield name, event.duration_ns
+          yield Event(name, event.start_ns, event.duration_ns)
 
 
 def parts(
-  found: Iterator[tuple[str, float]], known: Mapping[str, Operation]
+  found: Iterable[Event], known: Mapping[str, Operation]
 ) -> dict[tuple[str, bool], float]:
-  """(part, backward) -> its share of the time of all operations.
+  """(part, backward) -> its share of the time that operations take.
 
-  Not of loops and branches, whose own operations are there too.
+  Loops and branches are not counted: their own operations are there too.
 
   Raises:
     ValueError: no operation took any time.
   """
+  taken = [e for e in found if not _CONTROL.fullmatch(e.name)]
+  edges = [(e.start, number) for number, e in enumerate(taken)]
+  edges += [(e.start + e.duration, number) for number, e in enumerate(taken)]
+  keys = {name: (one.part, one.backward) for name, one in known.items()}
   times: dict[tuple[str, bool], float] = {}
-  for name, took in found:
-    if _CONTROL.fullmatch(name):
-      continue
-    one = known.get(name, Operation((), False))
-    key = one.part, one.backward
-    times[key] = times.get(key, 0.0) + took
+  running: set[int] = set()
+  last = 0.0
+  for now, number in sorted(edges):
+    for one in running:
+      key = keys.get(taken[one].name, (OTHER, False))
+      times[key] = times.get(key, 0.0) + (now - last) / len(running)
+    running ^= {number}  # it begins, or ends
+    last = now
   whole = sum(times.values())
   if not whole:
     raise ValueError("The profile has no operations of the step.")

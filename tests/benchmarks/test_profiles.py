@@ -67,8 +67,15 @@ def test_operations(shift):
 
 def test_parts():
   known = profiles.operations(PROGRAM)
-  events = [("dot.1", 2.0), ("dot.1", 1.0), ("add.2", 4.0), ("copy.3", 1.0)]
-  events += [("while.12", 7.0), ("cond", 7.0)]
+  events = [
+    profiles.Event("dot.1", 100.0, 2.0),
+    profiles.Event("dot.1", 102.0, 1.0),
+    # At the same time for 2, in which each has a half.
+    profiles.Event("add.2", 110.0, 5.0),
+    profiles.Event("copy.3", 112.0, 2.0),
+    profiles.Event("while.12", 90.0, 30.0),
+    profiles.Event("cond", 90.0, 30.0),
+  ]
   found = profiles.parts(iter(events), known)
   assert found == {
     ("base: products", False): 0.375,
