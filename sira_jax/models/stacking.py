@@ -28,10 +28,10 @@ def run(
 
   Blocks of one kind differ in nothing but their variables' values. They share
   one trace of `function`; where nothing is traced, they are just called. With
-  `loop`, consecutive ones are a `jax.lax.scan`, and a block unlike its
-  neighbours runs by itself. What blocks record under `nnx.capture` is recorded
-  in each of them, as by the loop above; nothing else that `function` writes
-  into a block is kept.
+  `loop`, consecutive ones are a `jax.lax.scan`. A block unlike all others, or
+  with `loop` its neighbours, runs by itself. What blocks record under
+  `nnx.capture` is recorded in each of them, as by the loop above; nothing else
+  that `function` writes into a block is kept.
   """
   if not loop and not isinstance(x, jax.core.Tracer):
     for block in blocks:
@@ -52,14 +52,18 @@ def run(
 
 
 def _in_turn(function, pieces, x):
-  """One traced call for each kind of block, and an equation for each block."""
+  """One trace for each kind of block, and one equation for each block."""
+  found = [_kind(*piece) for piece in pieces]
+  kinds = [found.index(kind) for kind in found]
   calls = {}
-  for block, graph, records, state in pieces:
-    kind = _kind(block, graph, records, state)
+  for (block, graph, records, state), kind in zip(pieces, kinds, strict=True):
+    if kinds.count(kind) == 1:
+      x = function(block, x)
+      continue
     if kind not in calls:
       calls[kind] = jax.jit(_body(function, graph, records))
-    x, found = calls[kind](x, state)
-    _record(block, found)
+    x, recorded = calls[kind](x, state)
+    _record(block, recorded)
   return x
 
 
@@ -98,7 +102,7 @@ def _split(block):
 def _kind(block, graph, records, state):
   del block, records
   leaves, tree = jax.tree.flatten(state)
-  return graph, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+  return graph, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _placed(variable):

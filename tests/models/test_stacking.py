@@ -118,6 +118,7 @@ def test_blocks_of_a_kind_are_traced_once():
     nnx.Linear(4, 4, use_bias=bias, rngs=nnx.Rngs(number))
     for number, bias in enumerate([True, False, True, False])
   ]
+  blocks.append(nnx.Linear(4, 4, rngs=nnx.Rngs(4), dtype=jnp.float32))
   calls, x = [], jnp.arange(8.0).reshape(2, 4)
 
   def function(block, x):
@@ -130,7 +131,8 @@ def test_blocks_of_a_kind_are_traced_once():
   expected = run(x)
   assert calls == blocks
   np.testing.assert_allclose(jax.jit(run)(x), expected, rtol=1e-6)
-  assert len(calls) == 4 + 2
+  assert len(calls) == 5 + 3
+  assert calls[-1] is blocks[-1]  # as it has no like
 
 
 def test_settings_set_blocks_apart():
