@@ -174,8 +174,7 @@ def flips(one, many):
     )
     graph, _, rest = nnx.split(adapted(RULES["sira"]), Trainable, ...)
 
-    @jax.jit
-    def chosen(trainable):
+    def chosen(trainable):  # untraced, so that each layer routes by itself
       seen.clear()
       with ambient.DROPOUT_KEY(jax.random.key(0)):
         nnx.merge(graph, trainable, rest).hidden(
