@@ -300,6 +300,19 @@ def test_adapters_of_a_kind_are_one_program(caplog):
   assert (starts[0] != starts[2]).all()
 
 
+def test_adapters_that_the_mesh_does_not_divide():
+  """Nothing is changed, not even the layers before."""
+  metadata = {"axes": ("d", "f")}
+  layers = [
+    nnx.Linear(8, f, kernel_metadata=metadata, rngs=nnx.Rngs(0)) for f in (8, 6)
+  ]
+  rules = [surgery.Rule(".*", methods.lora(rank=2))]
+  mesh, refused = meshes.mesh(data=1, fsdp=8), "does not divide"
+  with sharding.use(mesh), pytest.raises(ValueError, match=refused):
+    surgery.adapt(nnx.List(layers), rules, rngs=nnx.Rngs(0))
+  assert not any(isinstance(layer, surgery.Adapted) for layer in layers)
+
+
 def test_without_a_mesh_nothing_happens(monkeypatch):
   x = jnp.ones((2, 3))
   assert sharding.constrain(x, "no", "such", "words") is x

@@ -381,10 +381,14 @@ def _graft(grafts, key):
 
     return make
 
+  made = []
   for path, layer, factory in grafts:
     fold, seed = hosts.fold(layer), np.uint32(zlib.crc32(path.encode()))
     make = maker(factory, fold.d, fold.f, hosts.axes(layer))
-    layer.adapter = sharding.born(make, key, seed)
+    made.append(sharding.born(make, key, seed))
+  # Only now, so that what cannot be made leaves the model as it was.
+  for (_, layer, _), adapter in zip(grafts, made, strict=True):
+    layer.adapter = adapter
     layer.__class__ = adapted_layers.KINDS[type(layer)]
 
 
