@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sira_jax.adapters import top_k
+from sira_jax.adapters import groups as groups_lib
+from sira_jax.adapters import routers, top_k
 
 
 def ranked(q):
@@ -28,7 +29,7 @@ def probabilities(experts, tied):
 
 SIZES = [
   (experts, k)
-  for experts in (1, 2, 3, 4, 9, 16)
+  for experts in (1, 2, 3, 4, 9, 16, 33, 64)
   for k in sorted({1, 2, 3, experts - 1, experts})
   if 1 <= k <= experts
 ]
@@ -49,8 +50,9 @@ def test_mask_and_choices(experts, k, tied):
   np.testing.assert_array_equal(best, ranked(q)[..., :k])
 
 
-def test_one_program_for_every_k():
-  q = probabilities(9, tied=True)
+@pytest.mark.parametrize("experts", [9, 40])
+def test_one_program_for_every_k(experts):
+  q = probabilities(experts, tied=True)
   traces = []
 
   @jax.jit
@@ -58,7 +60,7 @@ def test_one_program_for_every_k():
     traces.append(k)
     return top_k.mask(q, k)
 
-  for k in range(1, 10):
+  for k in range(1, experts + 1):
     np.testing.assert_array_equal(mask(q, jnp.int32(k)), largest(q, k))
   assert len(traces) == 1
 
@@ -72,3 +74,24 @@ def test_near_ties_go_to_the_lower_expert(experts, near):
   bits[0, 1, -1] += near + 1
   for mask in (top_k.mask(q, 1), top_k.choices(q, 1)[0]):
     assert np.asarray(mask).argmax(axis=-1).tolist() == [[0, experts - 1]]
+
+
+def test_many_experts_are_routed_by_the_same_rule(monkeypatch):
+  """Values and gradients of a routing, by k maxima and by all pairs."""
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 64)))
+  settings = routers.TopK(k=4)
+
+  def weights(logits):
+    groups = groups_lib.of_batch(2, 12)
+    found = routers.route(logits, settings, groups=groups)
+    return (found.weights**2).sum() + found.stats.penalty, found.weights
+
+  def both():
+    return jax.jit(jax.grad(weights, has_aux=True))(logits)
+
+  slopes, found = both()
+  assert (np.asarray(found) > 0).sum(axis=-1).tolist() == [[4] * 12] * 2
+  monkeypatch.setattr(top_k, "_PAIRS", 64)
+  by_pairs, expected = both()
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(slopes, by_pairs)
