@@ -34,6 +34,7 @@ from sira_jax import (
   checkpoints,
   configuration,
   distributed,
+  first_step,
   metrics_log,
   nonfinite,
   pictures,
@@ -94,12 +95,15 @@ def main(argv):
     if _PLAN.value or _TOPOLOGY.value:
       return print(planned(config, _TOPOLOGY.value).describe())
     workdir = storage.place(_WORKDIR.value or default_workdir())
+    early = None
+    if not (workdir / "results.json").exists():
+      early = first_step.FirstStep(config, workdir)
     validation.check(config)
     mesh, rules = adapted.layout(config)
     validation.check_rows(config, mesh)
   try:
     with sharding.use(mesh, rules), storage.errors(workdir):
-      train_and_score(config, workdir)
+      train_and_score(config, workdir, early)
   except nonfinite.Stop as stop:
     print(f"error: {stop}", file=sys.stderr, flush=True)
     sys.exit(nonfinite.EXIT)
@@ -111,11 +115,14 @@ def planned(config, topology) -> plan.Plan:
   devices = None if topology is None else plan.devices(topology)
   mesh, rules = adapted.layout(config, devices)
   validation.check_rows(config, mesh)
-  return assembly.plan(config, mesh, rules)
+  return first_step.plan(config, mesh, rules)
 
 
-def train_and_score(config, workdir) -> None:
-  """From whatever there is of the run to its results."""
+def train_and_score(config, workdir, early) -> None:
+  """From whatever there is of the run to its results.
+
+  `early` is its FirstStep, under way; None where there need not be one.
+  """
   with process.user_errors():
     runs.check_workdir(workdir, config)
     table = runs.results(workdir)
@@ -124,6 +131,8 @@ def train_and_score(config, workdir) -> None:
       return
     before = _BEFORE.value and runs.before(storage.place(_BEFORE.value), config)
     run = assembly.build(config, workdir)
+    if early is not None:
+      run = dataclasses.replace(run, program=early.program)
     begun = starting.begin(run.base.model, **config.get("start", {}))
     runs.check_data(workdir, run.data.fingerprint, keep=False)
     # Only now, so that a config that fails leaves nothing behind.
@@ -211,12 +220,12 @@ def fit(run, config, workdir, stage, state, signals):
   if first == stage.steps or chosen.exhausted:
     return state, True
   earlier = sum(one.steps for one in run.stages[: stage.number])
-  step, rates = learner(run, config, stage)
   # One batch a step: the position in the data is the number of the step.
   batches = ahead.Ahead(run.data.batches(config.seed + stage.number, first))
   meta = {"base": run.base.fingerprint, "data": run.data.fingerprint}
   line = progress.Progress(total=stage.steps, start=first)
   print("\nTraining; the first step compiles ...", flush=True)
+  step, rates = learner(run, config, stage)
   with (
     checkpoints.Checkpoints(
       folder / "checkpoints", best=lambda: chosen.best
@@ -265,6 +274,7 @@ def learner(run, config, stage):
     optimizer,
     steps=stage.steps,
     microbatches=config.training.microbatches,
+    made=None if stage.number else run.program(),
   )
   return step, np.asarray(jax.vmap(schedule)(jnp.arange(stage.steps)))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that a config names, put together; it knows every room."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -22,14 +22,13 @@ from sira_jax import (
   lengths,
   run_data,
   selection,
-  sharding,
   texts,
 )
 from sira_jax import plan as plans
 from sira_jax.adapters import sensitivity, surgery
 from sira_jax.adapters.variables import BaseParam
 from sira_jax.formats import bases
-from sira_jax.training import optimizers, probing, sparsifying
+from sira_jax.training import optimizers, probing, sparsifying, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Assembly:
     counts: experts by layer where they were allocated; else None.
     data: what it is trained on and tested with.
     stages: of the training.
+    program: waits for that of the first one's step, if it is being compiled.
   """
 
   base: bases.Base
@@ -49,6 +49,7 @@ class Assembly:
   counts: dict[str, int] | None
   data: run_data.Data
   stages: tuple[sparsifying.Stage, ...]
+  program: Callable[[], step.Program | None] = lambda: None
 
 
 def optimizer(
@@ -57,12 +58,6 @@ def optimizer(
   """A stage's optimizer and its learning rate schedule."""
   return optimizers.create(
     steps=stage.steps, gates=stage.gates, **config.optimizer
-  )
-
-
-def _lengths(config):
-  return dict(
-    length=config.batches.length, targets_length=config.batches.targets_length
   )
 
 
@@ -254,50 +249,34 @@ def _check_metrics(one):
     raise ValueError(f"The task {one.task} cannot be scored: {error}") from None
 
 
-def plan(
-  config: ml_collections.ConfigDict,
-  mesh: jax.sharding.Mesh,
-  rules: sharding.Rules,
-) -> plans.Plan:
-  """What the run's first step needs, compiled without a weight.
+def outline(
+  config: ml_collections.ConfigDict, counts: Mapping[str, int] | None = None
+) -> tuple[nnx.Module, dict[str, jax.ShapeDtypeStruct]]:
+  """The adapted model and a batch of the config's, without their numbers.
 
   Args:
     config: checked.
-    mesh: to compile for.
-    rules: on it.
+    counts: experts by layer, where they were allocated.
 
   Raises:
-    ValueError: experts are still to be allocated, or nothing is trained.
+    ValueError: the base cannot be had, or does not fit the config.
   """
-  stage, labels = adapted.stages(config)[0], adapted.labels(config)
-  if "allocation" in config or not stage.steps:
-    raise ValueError(
-      "There is no step to plan: experts are allocated from the weights, which"
-      " a plan does not load, or config.training.steps is 0."
-    )
 
   def build():
     model = bases.shapes(**config.base)
-    adapted.adapt(model, config, None)
+    adapted.adapt(model, config, counts)
     return model
 
-  batches, model = config.batches, nnx.eval_shape(build)
+  model, labels = nnx.eval_shape(build), adapted.labels(config)
   has_encoder(model, config)
   _check_length(config, model.max_length)
-  return plans.plan(
-    model,
-    optimizer(config, stage)[0],
-    batch=plans.batch(
-      batches.batch_size,
-      **_lengths(config),
-      packed=batches.pack,
-      numbers=None if labels is None else not labels,
-      prefix=adapted.prefixed(config),
-    ),
-    mesh=mesh,
-    rules=rules,
-    steps=stage.steps,
-    microbatches=config.training.microbatches,
+  return model, plans.batch(
+    config.batches.batch_size,
+    length=config.batches.length,
+    targets_length=config.batches.targets_length,
+    packed=config.batches.pack,
+    numbers=None if labels is None else not labels,
+    prefix=adapted.prefixed(config),
   )
 
 

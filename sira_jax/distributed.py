@@ -177,9 +177,10 @@ def stopping(received: Sequence[signal.Signals], step: int) -> bool:
 
 
 def leave(code: int) -> None:
-  """Ends this process of several at once.
+  """Ends this process at once.
 
-  An ordinary exit would wait for the others, who wait for this one.
+  An ordinary exit would wait for the other processes, who wait for this one,
+  or break a thread off in the midst of what it compiles.
   """
   sys.stderr.flush()
   sys.stdout.flush()

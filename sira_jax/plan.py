@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import optax
 
 from sira_jax import collectives, sharding
-from sira_jax.adapters.variables import AdapterConstant, Trainable
 from sira_jax.training import step as training
 
 GIB = 2**30
@@ -158,26 +157,16 @@ def plan(
   """
   if limit is not None and not limit > 0:
     raise ValueError(f"limit must be above 0 GiB, got {limit}.")
-  graph, variables = nnx.split(model)
-  state = jax.eval_shape(
-    lambda variables: training.init(
-      nnx.merge(graph, variables), optimizer, seed=0
-    ),
-    variables,
+  taken = arguments(model, optimizer, batch=batch, mesh=mesh, rules=rules)
+  made = training.program(
+    model, optimizer, steps=steps, microbatches=microbatches
   )
-  model = nnx.merge(graph, jax.eval_shape(lambda: variables))
-  graph, _, _, frozen = nnx.split(model, Trainable, AdapterConstant, ...)
-  arguments = tuple(
-    _shapes(tree, sharding.of(tree, mesh, rules=rules))
-    for tree in (state, frozen, _rows(batch))
-  )
-  arguments = (*arguments[:2], nnx.pure(arguments[2]))
-  settings = dict(steps=steps, microbatches=microbatches)
   with sharding.use(mesh, rules):
-    lowered = _lower(graph, optimizer, arguments, settings)
+    lowered = _lower(made, taken)
   begun = time.monotonic()
-  base = nnx.filter_state(arguments[1], nnx.Param)  # all but layers' seeds
-  sizes = [_bytes(tree) for tree in arguments]
+  state, frozen, _ = taken
+  base = nnx.filter_state(frozen, nnx.Param)  # all but layers' seeds
+  sizes = [_bytes(tree) for tree in taken]
   known = dict(
     device=_kind(mesh),
     mesh=dict(mesh.shape),
@@ -200,18 +189,51 @@ def plan(
   return Plan(**known, **found, seconds=time.monotonic() - begun)
 
 
-def _lower(graph, optimizer, arguments, settings):
-  """The step of (state, frozen, batch), to be compiled."""
+def arguments(
+  model: nnx.Module,
+  optimizer: optax.GradientTransformation,
+  *,
+  batch: Mapping[str, Any],
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules | None = None,
+) -> tuple[training.TrainState, nnx.State, Mapping[str, Any]]:
+  """The state, the frozen variables and the batch that a step takes.
+
+  Of shapes alone, each with the place of what it is the shape of.
+
+  Args as of `plan`.
+
+  Raises:
+    ValueError: nothing to train, or shapes that the mesh does not divide.
+  """
+  graph, variables = nnx.split(model)
+  state = jax.eval_shape(
+    lambda variables: training.init(
+      nnx.merge(graph, variables), optimizer, seed=0
+    ),
+    variables,
+  )
+  _, frozen = training.frozen(
+    nnx.merge(graph, jax.eval_shape(lambda: variables))
+  )
+  state, frozen, rows = (
+    _shapes(tree, sharding.of(tree, mesh, rules=rules))
+    for tree in (state, frozen, _rows(batch))
+  )
+  return state, frozen, nnx.pure(rows)
+
+
+def _lower(made, taken):
+  """The step of a state, what is frozen, and a batch, to be compiled."""
 
   def step(state, frozen, batch):
-    model = nnx.merge(graph, state.trainable, state.constants, frozen)
-    return training.make(model, optimizer, **settings)(state, batch)
+    return made.step(state, frozen, batch, None)
 
-  kept = jax.tree.map(lambda shape: shape.sharding, arguments[0])
+  kept = jax.tree.map(lambda shape: shape.sharding, taken[0])
   # What is not used is kept, since it lies in the device's memory anyhow.
   return jax.jit(
     step, donate_argnums=0, keep_unused=True, out_shardings=(kept, None)
-  ).lower(*arguments)
+  ).lower(*taken)
 
 
 _FLOATS = ("decoder_loss_weights", "decoder_target_values")

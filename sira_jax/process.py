@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A script's process: its signals, its errors, its compiled programs."""
+"""A script's process: its signals, threads, errors and compiled programs."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import gc
 import os
 import signal
 import sys
+import threading
 import traceback
 import zlib
 
@@ -16,6 +18,7 @@ from sira_jax import distributed, local_copies
 
 # What a stopped run exits with: "try again later" of BSD's sysexits.
 STOPPED = 75
+_beside: list[threading.Thread] = []
 
 
 @contextlib.contextmanager
@@ -57,6 +60,8 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
   nothing has to be saved, and with the code `STOPPED`.
   """
   signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # Tracing makes millions of objects that stay: look for garbage less often.
+  gc.set_threshold(100_000)
 
   def parse(argv):
     with flag_errors():
@@ -70,11 +75,27 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit(STOPPED)
 
 
+def beside(function: Callable[[], object]) -> threading.Thread:
+  """Runs a function in a thread, which a script of `together` waits for.
+
+  But where an error ends the script. What the function raises is lost.
+  """
+
+  def run():
+    with contextlib.suppress(Exception):
+      function()
+
+  thread = threading.Thread(target=run)
+  _beside.append(thread)
+  thread.start()
+  return thread
+
+
 def together(main: Callable[[Sequence[str]], None]) -> Callable:
   """`main` of a script of which several processes may run as one.
 
   What ends one of them with an error ends it at once; the others follow (see
-  `distributed`).
+  `distributed`). So it ends while a thread of `beside` is at work.
   """
 
   def run(argv):
@@ -84,23 +105,28 @@ def together(main: Callable[[Sequence[str]], None]) -> Callable:
     try:
       main(argv)
     except SystemExit as end:
-      if distributed.several() and end.code not in (None, 0, STOPPED):
+      if _awaited() and end.code not in (None, 0, STOPPED):
         if isinstance(end.code, str):
           print(end.code, file=sys.stderr)
         distributed.leave(end.code if isinstance(end.code, int) else 1)
       raise
     except KeyboardInterrupt:
-      if distributed.several():
-        print("\nStopped at once.", file=sys.stderr)
+      if _awaited():
+        print("\nStopped at once; the same command goes on.", file=sys.stderr)
         distributed.leave(STOPPED)
       raise
     except Exception:
-      if distributed.several():
+      if _awaited():
         traceback.print_exc()
         distributed.leave(1)
       raise
 
   return run
+
+
+def _awaited() -> bool:
+  """Whether an ordinary exit would wait for somebody: processes or threads."""
+  return distributed.several() or any(t.is_alive() for t in _beside)
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -116,6 +142,8 @@ def prepare() -> None:
   folder = local_copies.folder() / "compilations"
   _drop_halves(folder)
   jax.config.update("jax_compilation_cache_dir", str(folder))
+  # By default, what took less than a second is not kept.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def first_scores(run, config, workdir, text) -> list[evaluation.Result]:
   results = storage.load(file, read)
   answers = workdir / "answers_before.jsonl"
   if results is None:
+    run.program()  # for compiling may time kernels, best with nothing beside
     print("\nEvaluating before training ...", flush=True)
     begun = time.monotonic()
     results, _ = _score(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from sira_jax import assembly
+from sira_jax import assembly, first_step
 from tests import tiny_run, tiny_t5
 
 T5 = {
@@ -56,7 +56,7 @@ def test_a_plan_of_an_encoder_decoder(tmp_path, folder, pack):
   settings = T5 | {"base.uri": str(folder), "batches.pack": pack}
   config = tiny_run.config("sira", settings, path=r".*attention\.q")
   config.base.remat = True
-  plan = assembly.plan(config, *tiny_run.layout(config))
+  plan = first_step.plan(config, *tiny_run.layout(config))
   shapes = 4 * config.batches.batch_size * (128 + 3 * 96)
   assert plan.batch == shapes + (
     8 * config.batches.batch_size * (128 + 96) if pack else 0
@@ -67,7 +67,7 @@ def test_a_plan_of_an_encoder_decoder(tmp_path, folder, pack):
 def test_a_plan_of_full_fine_tuning(tmp_path):
   """All of the base is trained, and nothing is left frozen."""
   config = tiny_run.config("full", tiny_run.base(tmp_path))
-  plan = assembly.plan(config, *tiny_run.layout(config))
+  plan = first_step.plan(config, *tiny_run.layout(config))
   assert plan.frozen == 0 and plan.trained == 149_664
 
 

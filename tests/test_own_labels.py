@@ -12,6 +12,7 @@ from sira_jax import (
   assembly,
   configuration,
   export,
+  first_step,
   runs,
   validation,
 )
@@ -194,7 +195,7 @@ def test_mistakes_before_anything_is_loaded(config):
 def test_a_plan_needs_no_weights(config):
   mesh, rules = tiny_run.layout(config)
   config.head.labels = ()
-  found = assembly.plan(config, mesh, rules)
+  found = first_step.plan(config, mesh, rules)
   # LoRA's A and B of three layers a block, and a head's kernel and bias.
   lora = 2 * 4 * ((16 + 16) + 2 * (16 + 24))
   assert found.trained == lora + 16 + 1

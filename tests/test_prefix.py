@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sira_jax import assembly, export
+from sira_jax import export, first_step
 from sira_jax.formats import huggingface
 from tests import tiny_run
 from tests.tiny_t5 import GOLDEN
@@ -24,7 +24,7 @@ def test_a_run(config, tmp_path, monkeypatch):
 
 
 def test_a_plan(config):
-  plan = assembly.plan(config, *tiny_run.layout(config))
+  plan = first_step.plan(config, *tiny_run.layout(config))
   # Packed: inputs, targets, weights, segments, positions, and prompts.
   assert plan.batch == 6 * 4 * config.batches.batch_size * config.batches.length
 

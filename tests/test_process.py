@@ -1,7 +1,9 @@
-"""Signals, errors, arguments and compilations of a script."""
+"""Signals, threads, errors, arguments and compilations of a script."""
 
 import os
 import signal
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -59,3 +61,51 @@ def test_a_compilation_cut_short_is_dropped(tmp_path):
   (tmp_path / "c-cache").write_bytes(b"")
   process._drop_halves(tmp_path)
   assert list(tmp_path.glob("*-cache")) == [whole]
+
+
+# XLA, broken off by an ordinary exit, aborts the process.
+_COMPILING = """
+import time
+import jax, jax.numpy as jnp
+from sira_jax import distributed, process
+
+def compile():
+  def long(x):
+    for i in range(1500):
+      x = jnp.sort(x @ x, axis=i % 2)
+    return x
+  jax.jit(long).lower(jnp.ones((64, 64))).compile()
+
+def main(argv):
+  process.beside(compile)
+  time.sleep(3)
+  with process.user_errors():
+    {end}
+
+distributed.define_flags()
+process.start(process.together(main))
+"""
+
+
+@pytest.mark.parametrize(
+  ("end", "code", "message"),
+  [
+    ("raise ValueError('no such layer')", 1, "error: no such layer"),
+    ("raise KeyError('ours')", 1, "KeyError: 'ours'"),
+    ("raise KeyboardInterrupt", process.STOPPED, "Stopped"),
+  ],
+)
+def test_a_script_ends_while_a_thread_compiles(end, code, message):
+  found = subprocess.run(
+    [sys.executable, "-c", _COMPILING.format(end=end)],
+    capture_output=True,
+    text=True,
+  )
+  assert found.returncode == code, found.stderr
+  assert message in found.stderr
+
+
+def test_what_a_thread_raises_is_lost(capsys):
+  thread = process.beside(lambda: 1 / 0)
+  thread.join()
+  assert capsys.readouterr().err == ""

@@ -96,8 +96,10 @@ def _load(path, spare, **made):
 
 
 def _shapes(path, **made):
-  read = huggingface.model_shapes if path.is_dir() else gguf.decoder_shapes
-  return read(path, **made)
+  if path.is_dir():
+    # Of an encoder, the token that pads is 0 in what `load` gives.
+    return huggingface.model_shapes(path, spare=0, **made)
+  return gguf.decoder_shapes(path, **made)
 
 
 def _base(uri, path, made, load) -> Base:

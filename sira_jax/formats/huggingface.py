@@ -141,8 +141,7 @@ def load_model(
   config = _config(folder, tensors)
   if isinstance(config, encoder_blocks.EncoderConfig):
     tensors = huggingface_encoders.renamed(config, tensors)
-    if spare is not None:  # Which pads, whatever the config says.
-      config = dataclasses.replace(config, padding=0)
+  config = huggingface_encoders.padded(config, spare)
   layout = _layout(config)
   _check_blocks(folder, config, tensors)
   graph, shapes = nnx.split(_shapes(config, dtype=dtype, **settings))
@@ -200,11 +199,15 @@ def layout_of(model: nnx.Module) -> Layout:
 
 
 def model_shapes(
-  folder: pathlib.Path, *, dtype=jnp.float32, **settings: bool
+  folder: pathlib.Path,
+  *,
+  dtype=jnp.float32,
+  spare: int | None = None,
+  **settings: bool,
 ) -> nnx.Module:
   """The model in the folder, its shapes alone, by its config.json.
 
-  `settings` are the model's: remat, scan, prefix.
+  Args as of `load_model`.
 
   Where there are no weights, a T5 is taken to have a last layer of its own
   unless its config ties it; see `huggingface_config.read`.
@@ -216,6 +219,7 @@ def model_shapes(
     config = _config(folder, safetensors_file.read_folder(folder))
   else:
     config = huggingface_config.read(folder, own_head=False)
+  config = huggingface_encoders.padded(config, spare)
   return _shapes(config, dtype=dtype, **settings)
 
 

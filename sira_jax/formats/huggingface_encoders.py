@@ -107,6 +107,13 @@ def renamed(
   return found
 
 
+def padded(config: Any, spare: int | None) -> Any:
+  """The config as it is, but of an encoder with a `spare`: that pads, as 0."""
+  if spare is None or not isinstance(config, EncoderConfig):
+    return config
+  return dataclasses.replace(config, padding=0)
+
+
 def with_pooler(
   config: EncoderConfig, tensors: Mapping[str, np.ndarray]
 ) -> EncoderConfig:

@@ -76,12 +76,27 @@ def init(
   return sharding.born(build, trainable, nnx.state(model, AdapterConstant))
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The jitted step of every model with one graph.
+
+  Attributes:
+    graph: what such models have in common, all but their numbers.
+    step: (state, frozen, batch, skipped) -> (state, metrics), where `frozen`
+      is as `frozen` gives it; the state is donated.
+  """
+
+  graph: nnx.GraphDef
+  step: Callable[..., tuple[TrainState, Metrics]]
+
+
 def make(
   model: nnx.Module,
   optimizer: optax.GradientTransformation,
   *,
   steps: int | None = None,
   microbatches: int = 1,
+  made: Program | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """The jitted step: (state, batch) -> (state, metrics); its state is donated.
 
@@ -104,9 +119,32 @@ def make(
       another, and the activations of one part exist at a time. The gradient is
       that of the whole batch, but for penalties of routers, which are means
       over the parts, and for what dropout draws.
+    made: by `program`, of the same settings; it is taken if it is of this
+      model's graph, so that what it has compiled already is not again.
   """
+  graph, rest = frozen(model)
+  if made is None or made.graph != graph:
+    made = program(model, optimizer, steps=steps, microbatches=microbatches)
+  step = made.step
+  return lambda state, batch, skipped=None: step(state, rest, batch, skipped)
+
+
+def frozen(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
+  """A model's graph in training mode, and what no TrainState has of it."""
   model.train()
-  graph, _, _, frozen = nnx.split(model, Trainable, AdapterConstant, ...)
+  graph, _, _, rest = nnx.split(model, Trainable, AdapterConstant, ...)
+  return graph, rest
+
+
+def program(
+  model: nnx.Module,
+  optimizer: optax.GradientTransformation,
+  *,
+  steps: int | None = None,
+  microbatches: int = 1,
+) -> Program:
+  """The program of `make`, for a model of numbers or of shapes alone."""
+  graph, _ = frozen(model)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, frozen, batch, skipped):
@@ -146,7 +184,7 @@ def make(
     )
     return state, metrics
 
-  return lambda state, batch, skipped=None: step(state, frozen, batch, skipped)
+  return Program(graph, step)
 
 
 def _in_parts(slope, batch, key, parts):
