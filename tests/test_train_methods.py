@@ -248,16 +248,19 @@ def test_refused(base, tmp_path, monkeypatch, method, changes, message):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_compiles_its_step_once(
+def test_a_run_compiles_its_step_beside_and_once(
   devices, base, tmp_path, monkeypatch, caplog
 ):
-  """What one step passes to the next is where the first one's was."""
+  """What one step passes to the next is where the first one's was.
+
+  Compilations are logged of this thread alone, which is left with none.
+  """
   changes = {"training.steps": 3, "mesh.data": devices, **base}
   config = tiny_run.config("sira", changes)
   with jax.log_compiles():
     tiny_run.main(monkeypatch, config, tmp_path / "run", devices=devices)
-  found = [m for m in caplog.messages if m.startswith("Compiling jit(step)")]
-  assert len(found) == 1
+  found = [m for m in caplog.messages if m.startswith("Compiling jit(")]
+  assert found and not [m for m in found if m.startswith("Compiling jit(step)")]
 
 
 def test_a_run_of_buckets(base, tmp_path, monkeypatch, capsys):
