@@ -7,6 +7,7 @@ import ml_collections
 
 from sira_jax import adapted, assembly, process, sharding, stages, storage
 from sira_jax import plan as plans
+from sira_jax.formats import sources
 from sira_jax.training import step as training
 
 
@@ -14,8 +15,9 @@ class FirstStep:
   """The program of a run's first step, compiled while its data are read.
 
   In a thread of its own: weights, data and this have nothing to wait for from
-  each other. Where it comes to nothing, the run compiles its step when it gets
-  there, and what was wrong with it is said there.
+  each other. Where the base is still to be fetched, or experts to be allocated,
+  or it comes to nothing, the run compiles its step when it gets there; what was
+  wrong is said there.
 
   Args:
     config: of the run; it need not be checked yet.
@@ -33,9 +35,14 @@ class FirstStep:
 
   def _compile(self, config, workdir):
     counts, trainings = adapted.allocated(workdir), adapted.stages(config)
-    later = trainings[1:] and stages.saved(workdir, trainings, trainings[1])
-    unknown = "allocation" in config and counts is None
-    if later or unknown or not trainings[0].steps:
+    if (
+      not trainings[0].steps
+      or ("allocation" in config and counts is None)
+      or any(
+        stages.folder(workdir, trainings, x).exists() for x in trainings[1:]
+      )
+      or not sources.at_hand(config.base.uri)  # the run itself fetches it
+    ):
       return
     mesh, rules = adapted.layout(config)
     model, batch = assembly.outline(config, counts)

