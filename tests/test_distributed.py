@@ -121,8 +121,8 @@ def start(run, *, processes, devices, more=(), script=()):
 
 
 def until(run, cluster, step):
-  """Waits until the run has logged this step, or has ended."""
-  while run.step() < step:
+  """Waits until the run has logged this step and saved one, or has ended."""
+  while run.step() < step or not run.checkpoints(whole=True):
     assert all(p.poll() is None for p in cluster.processes), cluster.texts()
     time.sleep(0.01)
 
