@@ -95,12 +95,13 @@ def main(argv):
     if _PLAN.value or _TOPOLOGY.value:
       return print(planned(config, _TOPOLOGY.value).describe())
     workdir = storage.place(_WORKDIR.value or default_workdir())
-    early = None
-    if not (workdir / "results.json").exists():
-      early = first_step.FirstStep(config, workdir)
-    validation.check(config)
+    validation.check_run(config)
     mesh, rules = adapted.layout(config)
     validation.check_rows(config, mesh)
+    early = None
+    if not (workdir / "results.json").exists():
+      early = first_step.FirstStep(config, workdir, mesh=mesh, rules=rules)
+    validation.check_data(config)
   try:
     with sharding.use(mesh, rules), storage.errors(workdir):
       train_and_score(config, workdir, early)

@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MARKS = {
   "base  ": "imports, base and data",
   "Training;": "adapters, optimizer and checkpoints",
-  "step 1": "compiling, and step 1",
+  "step 1": "the rest of compiling, and step 1",
 }
 _SIRA = dict(method="sira", experts=16, rank=4, k=4)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's first step, compiled from its config before there is any number."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -14,51 +16,69 @@ from sira_jax.training import step as training
 class FirstStep:
   """The program of a run's first step, compiled while its data are read.
 
-  In a thread of its own: weights, data and this have nothing to wait for from
-  each other. Where the base is still to be fetched, or experts to be allocated,
-  or it comes to nothing, the run compiles its step when it gets there; what was
-  wrong is said there.
+  It is traced here and compiled in a thread, so that two threads never take
+  turns in Python. Where the base is still to be fetched, or experts to be
+  allocated, or nothing comes of it, the run compiles its step when it gets
+  there; what was wrong is said there.
 
   Args:
-    config: of the run; it need not be checked yet.
+    config: of the run; what it says of data need not be checked yet.
     workdir: of the run.
+    mesh: of the run.
+    rules: on it.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: storage.Path):
-    self._made: training.Program | None = None
-    self._thread = process.beside(lambda: self._compile(config, workdir))
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: storage.Path,
+    *,
+    mesh: jax.sharding.Mesh,
+    rules: sharding.Rules,
+  ):
+    self._program, self._thread = None, None
+    # A mistake is one of the run, too, and half of the config is unchecked.
+    with contextlib.suppress(Exception):
+      if _known(config, workdir):
+        counts = adapted.allocated(workdir)
+        made, lowered = _lowered(config, counts, mesh=mesh, rules=rules)
+        self._program, self._thread = made, process.beside(lowered.compile)
 
   def program(self) -> training.Program | None:
     """For `training.step.make`; waits until it is compiled."""
-    self._thread.join()
-    return self._made
+    if self._thread is not None:
+      self._thread.join()
+    return self._program
 
-  def _compile(self, config, workdir):
-    counts, trainings = adapted.allocated(workdir), adapted.stages(config)
-    if (
-      not trainings[0].steps
-      or ("allocation" in config and counts is None)
-      or any(
-        stages.folder(workdir, trainings, x).exists() for x in trainings[1:]
-      )
-      or not sources.at_hand(config.base.uri)  # the run itself fetches it
-    ):
-      return
-    mesh, rules = adapted.layout(config)
-    model, batch = assembly.outline(config, counts)
-    optimizer, _ = assembly.optimizer(config, trainings[0])
-    made = training.program(
-      model,
-      optimizer,
-      steps=trainings[0].steps,
-      microbatches=config.training.microbatches,
+
+def _known(config, workdir) -> bool:
+  """Whether there is a first step, of shapes that are known here and now."""
+  first, *later = trainings = adapted.stages(config)
+  return (
+    first.steps > 0
+    # A stage that is begun has a model with fewer ranks.
+    and not any(stages.folder(workdir, trainings, x).exists() for x in later)
+    and ("allocation" not in config or adapted.allocated(workdir) is not None)
+    and sources.at_hand(config.base.uri)
+  )
+
+
+def _lowered(config, counts, *, mesh, rules):
+  """The first step's program, and what is to be compiled of it."""
+  stage = adapted.stages(config)[0]
+  model, batch = assembly.outline(config, counts)
+  optimizer, _ = assembly.optimizer(config, stage)
+  made = training.program(
+    model,
+    optimizer,
+    steps=stage.steps,
+    microbatches=config.training.microbatches,
+  )
+  with sharding.use(mesh, rules):
+    taken = plans.arguments(
+      model, optimizer, batch=batch, mesh=mesh, rules=rules
     )
-    with sharding.use(mesh, rules):
-      taken = plans.arguments(
-        model, optimizer, batch=batch, mesh=mesh, rules=rules
-      )
-      made.step.lower(*taken, _left_out(config, mesh)).compile()
-    self._made = made
+    return made, made.step.lower(*taken, _left_out(config, mesh))
 
 
 def _left_out(config, mesh):

@@ -57,6 +57,29 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: a group that is missing or unknown, a field that the group's
       function does not have or does need, or a value that it refuses.
   """
+  check_run(config)
+  check_data(config)
+
+
+def check_data(config: ml_collections.ConfigDict) -> None:
+  """Checks what a config says of its data.
+
+  TensorFlow is imported where there is no cache of them, which takes seconds.
+
+  Raises:
+    ValueError: as `check`.
+  """
+  _check_fields(config, _data_functions(config))
+  if not adapted.cached(config):
+    _check_sources(config)
+
+
+def check_run(config: ml_collections.ConfigDict) -> None:
+  """Checks all of a config but what `check_data` does.
+
+  Raises:
+    ValueError: as `check`.
+  """
   _check_groups(config)
   kind = config.optimizer.get("kind")
   if kind not in optimizers.OPTIMIZERS:
@@ -64,15 +87,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"config.optimizer.kind must be one of {sorted(optimizers.OPTIMIZERS)},"
       f" got {kind!r}."
     )
-  functions = _FUNCTIONS | _data_functions(config)
-  functions["optimizer"] = optimizers.OPTIMIZERS[kind]
-  for name, function in functions.items():
-    if name in config:
-      fields = {k: v for k, v in config[name].items() if k != "kind"}
-      given = _GIVEN.get(name, ())
-      configuration.check(name, function, fields, given=given)
-  if not adapted.cached(config):
-    _check_sources(config)
+  functions = _FUNCTIONS | {"optimizer": optimizers.OPTIMIZERS[kind]}
+  _check_fields(config, functions)
   rules = configuration.rules(config.rules)
   if config.seed is None:
     raise ValueError("config.seed must be a number, got none.")
@@ -107,6 +123,15 @@ def check(config: ml_collections.ConfigDict) -> None:
   for stage in adapted.stages(config):
     if stage.steps:
       assembly.optimizer(config, stage)
+
+
+def _check_fields(config, functions):
+  """Checks each group that is there against its function's arguments."""
+  for name, function in functions.items():
+    if name in config:
+      fields = {k: v for k, v in config[name].items() if k != "kind"}
+      given = _GIVEN.get(name, ())
+      configuration.check(name, function, fields, given=given)
 
 
 def _check_groups(config):

@@ -60,6 +60,11 @@ def encoder(folder):
   return config
 
 
+def begun(config, workdir):
+  mesh, rules = tiny_run.layout(config)
+  return first_step.FirstStep(config, workdir, mesh=mesh, rules=rules)
+
+
 CONFIGS = {
   "sira": lambda base, _: decoder(base),
   "divided": lambda base, _: decoder(base, mesh__fsdp=2),
@@ -83,7 +88,7 @@ def test_nothing_is_left_to_compile(name, base, tmp_path, monkeypatch, caplog):
   layout = functools.partial(tiny_run.layout, devices=devices)
   monkeypatch.setattr(adapted, "layout", layout)
   mesh, rules = layout(config)
-  early = first_step.FirstStep(config, tmp_path / "run")
+  early = first_step.FirstStep(config, tmp_path / "run", mesh=mesh, rules=rules)
   with sharding.use(mesh, rules):
     run = assembly.build(config, tmp_path / "run")
     run = dataclasses.replace(run, program=early.program)
@@ -102,7 +107,7 @@ def test_nothing_is_left_to_compile(name, base, tmp_path, monkeypatch, caplog):
 def test_another_model_takes_its_own_program(base, tmp_path, monkeypatch):
   """As after pruning, or where the config is not that of the program."""
   monkeypatch.setattr(adapted, "layout", tiny_run.layout)
-  made = first_step.FirstStep(decoder(base, "lora"), tmp_path).program()
+  made = begun(decoder(base, "lora"), tmp_path).program()
   run = assembly.build(decoder(base, "sira"), tmp_path)
   optimizer, _ = assembly.optimizer(decoder(base), run.stages[0])
   step = training.make(run.base.model, optimizer, made=made)
@@ -118,7 +123,7 @@ def test_later_stages_do_not_take_the_first_ones_program(
   monkeypatch.setattr(adapted, "layout", tiny_run.layout)
   config = decoder(base, "sora", sparsity__penalties=(0.1, 0.2))
   run = assembly.build(config, tmp_path)
-  early = first_step.FirstStep(config, tmp_path)
+  early = begun(config, tmp_path)
   run = dataclasses.replace(run, program=early.program)
   taken, make = [], training.make
 
@@ -138,7 +143,7 @@ def test_what_cannot_be_known_is_not_compiled(
 ):
   """No step; experts that are still to be allocated."""
   monkeypatch.setattr(adapted, "layout", tiny_run.layout)
-  early = first_step.FirstStep(decoder(base, method), tmp_path)
+  early = begun(decoder(base, method), tmp_path)
   assert early.program() is None
 
 
@@ -147,7 +152,7 @@ def test_a_later_stage_has_other_shapes(base, tmp_path, monkeypatch):
   monkeypatch.setattr(adapted, "layout", tiny_run.layout)
   config = decoder(base, "sora", sparsity__penalties=(0.1, 0.2))
   (tmp_path / "stage_1").mkdir()
-  assert first_step.FirstStep(config, tmp_path).program() is None
+  assert begun(config, tmp_path).program() is None
 
 
 def test_a_base_is_not_fetched_twice(base, tmp_path, monkeypatch):
@@ -155,7 +160,7 @@ def test_a_base_is_not_fetched_twice(base, tmp_path, monkeypatch):
   asked = []
   monkeypatch.setattr(sources, "fetch", lambda *args, **_: asked.append(args))
   config = decoder(base, base__uri="pypi://none==1.0/model.gguf")
-  assert first_step.FirstStep(config, tmp_path).program() is None
+  assert begun(config, tmp_path).program() is None
   assert not asked
 
 
@@ -163,6 +168,6 @@ def test_a_config_that_cannot_be(base, tmp_path, monkeypatch):
   """What is wrong is said by the run itself."""
   monkeypatch.setattr(adapted, "layout", tiny_run.layout)
   config = decoder(base, "lora", batches__length=10**6)
-  assert first_step.FirstStep(config, tmp_path).program() is None
+  assert begun(config, tmp_path).program() is None
   with pytest.raises(SystemExit, match="must be within the"):
     tiny_run.main(monkeypatch, config, tmp_path / "run")
