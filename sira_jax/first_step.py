@@ -68,15 +68,16 @@ def _lowered(config, counts, *, mesh, rules):
   stage = adapted.stages(config)[0]
   model, batch = assembly.outline(config, counts)
   optimizer, _ = assembly.optimizer(config, stage)
-  made = training.program(
-    model,
-    optimizer,
-    steps=stage.steps,
-    microbatches=config.training.microbatches,
-  )
   with sharding.use(mesh, rules):
     taken = plans.arguments(
       model, optimizer, batch=batch, mesh=mesh, rules=rules
+    )
+    made = training.program(
+      model,
+      optimizer,
+      steps=stage.steps,
+      microbatches=config.training.microbatches,
+      places=jax.tree.map(lambda shape: shape.sharding, taken[0]),
     )
     return made, made.step.lower(*taken, _left_out(config, mesh))
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import threading
 import types
 
 from absl import flags
@@ -249,20 +250,20 @@ def test_refused(base, tmp_path, monkeypatch, method, changes, message):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_compiles_its_step_beside_and_once(
-  devices, base, tmp_path, monkeypatch, caplog
+  devices, base, tmp_path, monkeypatch
 ):
-  """What one step passes to the next is where the first one's was.
-
-  What XLA compiles is logged of this thread alone, which only traces it.
-  """
+  """What one step passes to the next is where the first one's was."""
   changes = {"training.steps": 3, "mesh.data": devices, **base}
   config = tiny_run.config("sira", changes)
-  with jax.log_compiles():
-    tiny_run.main(monkeypatch, config, tmp_path / "run", devices=devices)
-  said = caplog.messages
-  assert len([m for m in said if m.startswith("Compiling jit(step)")]) == 1
-  assert [m for m in said if m.startswith("Finished XLA compilation of jit(")]
-  assert not [m for m in said if "XLA compilation of jit(step)" in m]
+  found = []
+
+  def listen(event, seconds, **about):
+    if "backend_compile" in event and about.get("fun_name") == "jit(step)":
+      found.append(threading.current_thread())
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  tiny_run.main(monkeypatch, config, tmp_path / "run", devices=devices)
+  assert len(found) == 1 and found != [threading.main_thread()]
 
 
 def test_a_run_of_buckets(base, tmp_path, monkeypatch, capsys):

@@ -142,11 +142,18 @@ def program(
   *,
   steps: int | None = None,
   microbatches: int = 1,
+  places: TrainState | None = None,
 ) -> Program:
-  """The program of `make`, for a model of numbers or of shapes alone."""
+  """The program of `make`, for a model of numbers or of shapes alone.
+
+  `places` are the shardings of the state, if it is compiled before there is a
+  state: what a step gives is then where the next one has to find it.
+  """
   graph, _ = frozen(model)
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  kept = None if places is None else (places, None)
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=kept)
   def step(state, frozen, batch, skipped):
     key = jax.random.fold_in(state.key, state.step)
     progress = None if steps is None else state.step / steps
