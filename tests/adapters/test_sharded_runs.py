@@ -7,7 +7,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import inspect
 import re
 import types
 
@@ -91,11 +90,10 @@ def placed(mesh, rules=None):
 
 def compiled_step(model, state, optimizer, length=LENGTH):
   """The program of `training.make`, and its second argument."""
-  step = training.make(model, optimizer, steps=STEPS)
-  inner = inspect.getclosurevars(step).nonlocals
+  _, frozen = training.frozen(model)
+  made = training.program(model, optimizer, steps=STEPS)
   rows = sharding.rows(batch(length=length))
-  given = (state, inner["frozen"], rows, None)
-  return inner["step"].lower(*given).compile(), inner["frozen"]
+  return made.step.lower(state, frozen, rows, None).compile(), frozen
 
 
 def optimizer_of(kind):
