@@ -33,7 +33,8 @@ def beside(
   """x a in x's dtype, and x w as `exact`: one product, and so in gradients.
 
   Two would pass over x twice, and over its gradient. Of float32 on an
-  accelerator they are two, since x a is rounded there, and fast.
+  accelerator they are two, since x a is rounded there, and fast. On a CPU the
+  gradient of x is of two: XLA would keep [a w] from one pass to the other.
 
   Args:
     x: what a layer reads.
@@ -43,11 +44,27 @@ def beside(
   if x.dtype == jnp.bfloat16:
     return _of_bfloat16(x, a, w)
   if x.dtype == jnp.float32 and sharding.platform() == "cpu":
-    found = x @ jnp.concatenate([a, w], axis=1)
-    return found[:, : a.shape[1]], found[:, a.shape[1] :]
+    return _of_float32(x, a, w)
   highest = jax.lax.Precision.HIGHEST
   slow = jnp.matmul(x.astype(jnp.float32), w, precision=highest)
   return x @ a.astype(x.dtype), slow
+
+
+@jax.custom_vjp
+def _of_float32(x, a, w):
+  found, m = x @ jnp.concatenate([a, w], axis=1), a.shape[1]
+  return found[:, :m], found[:, m:]
+
+
+def _back_of_float32(kept, slopes):
+  (x, a, w), (to_a, to_w) = kept, slopes
+  found, m = x.T @ jnp.concatenate(slopes, axis=1), a.shape[1]
+  return to_a @ a.T + to_w @ w.T, found[:, :m], found[:, m:]
+
+
+_of_float32.defvjp(
+  lambda x, a, w: (_of_float32(x, a, w), (x, a, w)), _back_of_float32
+)
 
 
 @jax.custom_vjp

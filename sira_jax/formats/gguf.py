@@ -22,7 +22,7 @@ import numpy as np
 from sira_jax import sharding
 from sira_jax.formats import gguf_file
 from sira_jax.formats.gguf_file import PathLike
-from sira_jax.models import decoder
+from sira_jax.models import decoder, outlines
 
 # GGUF's names of our parameters; those of a block follow "blk.{i}.".
 _NAMES = {
@@ -211,11 +211,8 @@ def _check_blocks(path, config, tensors):
 
 def _skeleton(config, dtype=jnp.float32, **settings):
   """A decoder's graph, and its parameters' shapes by path."""
-  graph, state = nnx.split(
-    nnx.eval_shape(
-      lambda: decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=dtype, **settings)
-    )
-  )
+  make = functools.partial(decoder.Decoder, config, dtype=dtype, **settings)
+  graph, state = nnx.split(outlines.outline(make))
   return graph, dict(nnx.to_flat_state(state))
 
 

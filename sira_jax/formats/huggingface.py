@@ -30,7 +30,7 @@ from sira_jax.formats import (
   huggingface_encoders,
   safetensors_file,
 )
-from sira_jax.models import decoder, encoder, encoder_blocks, t5
+from sira_jax.models import decoder, encoder, encoder_blocks, outlines, t5
 
 HEAD = "lm_head.weight"
 _T5_LAYERS = {
@@ -309,9 +309,7 @@ def _shapes(config, **settings):
       "config.base.prefix is for decoders: others read their prompts in both"
       " directions anyhow. Leave it False."
     )
-  return nnx.eval_shape(
-    lambda: layout.model(config, rngs=nnx.Rngs(0), **settings)
-  )
+  return outlines.outline(functools.partial(layout.model, config, **settings))
 
 
 def _config(folder, tensors) -> huggingface_config.Config:

@@ -11,6 +11,7 @@ import functools
 
 from flax import nnx
 import jax
+from jax.experimental import xla_metadata
 import jax.numpy as jnp
 import optax
 
@@ -168,20 +169,11 @@ def program(
 
     slope = functools.partial(jax.grad(loss, has_aux=True), state.trainable)
     grads, metrics = _in_parts(slope, batch, key, microbatches)
-    updates, optimizer_state = optimizer.update(
-      grads, state.optimizer, state.trainable
+    update = _apart(functools.partial(_updated, optimizer))
+    taken, metrics["gradient_norm"], metrics["skipped"] = update(
+      (state.trainable, state.optimizer), grads, metrics["loss"], skipped
     )
-    metrics["gradient_norm"] = optax.global_norm(grads)
-    finite = jnp.isfinite(
-      metrics["loss"] + metrics["gradient_norm"] + optax.global_norm(updates)
-    )
-    takes = finite if skipped is None else finite & (skipped == 0)
-    metrics["skipped"] = (~takes).astype(jnp.float32)
-    trainable, optimizer_state = jax.tree.map(
-      lambda new, old: jnp.where(takes, new, old),
-      (optax.apply_updates(state.trainable, updates), optimizer_state),
-      (state.trainable, state.optimizer),
-    )
+    trainable, optimizer_state = taken
     state = TrainState(
       step=state.step + 1,
       trainable=trainable,
@@ -192,6 +184,42 @@ def program(
     return state, metrics
 
   return Program(graph, step)
+
+
+def _updated(optimizer, before, grads, loss, skipped):
+  """What is trained and the optimizer's state after a step, if it counts.
+
+  Also the gradient's norm, and whether the step is left out.
+  """
+  variables, state = before
+  updates, state = optimizer.update(grads, state, variables)
+  norm = optax.global_norm(grads)
+  takes = jnp.isfinite(loss + norm + optax.global_norm(updates))
+  if skipped is not None:
+    takes &= skipped == 0
+  taken = jax.tree.map(
+    lambda new, old: jnp.where(takes, new, old),
+    (optax.apply_updates(variables, updates), state),
+    before,
+  )
+  return taken, norm, (~takes).astype(jnp.float32)
+
+
+def _apart(function):
+  """Keeps a function a computation of its own in a CPU's program.
+
+  XLA reads a compiled program in a time that grows with the square of the
+  kernels of each computation, and an optimizer has several for each array.
+  """
+  if sharding.platform() != "cpu":
+    return function
+
+  def call(*args):
+    *rest, last = jax.jit(function)(*args)
+    # Which marks the call that made it.
+    return *rest, xla_metadata.set_xla_metadata(last, inlineable="false")
+
+  return call
 
 
 def _in_parts(slope, batch, key, parts):

@@ -91,6 +91,14 @@ def test_gradients_beside(dtype):
     assert error(one, two) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_no_weights_side_by_side_are_kept(dtype):
+  """They would be from each layer's forward to its backward pass."""
+  _, back = jax.vjp(products.beside, *draw(dtype))
+  kept = {array.shape for array in jax.tree.leaves(back)}
+  assert kept == {(TOKENS, D), (D, RANKS), (D, EXPERTS)}
+
+
 def shapes_of(jaxpr):
   """dtype and shape of every value, inside other programs too."""
   for equation in jaxpr.eqns:

@@ -1,5 +1,7 @@
 """The step's gradient, metrics, donation and progress."""
 
+import re
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -174,6 +176,20 @@ def test_state_is_donated_and_the_model_is_not(stepped):
   ]
   assert all(leaf.is_deleted() for leaf in donated)
   assert not any(leaf.is_deleted() for leaf in kept)
+
+
+@pytest.mark.parametrize("platform, calls", [("cpu", 1), ("tpu", 0)])
+def test_an_optimizer_is_a_computation_of_its_own(platform, calls, monkeypatch):
+  """Of the two kinds of program, both compiled for this CPU."""
+  model, optimizer = model_with(all=(r".*k_proj", LORA)), optax.adam(1e-3)
+  state, batch = training.init(model, optimizer, seed=0), tiny.batch()
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
+  step = training.program(model, optimizer).step
+  _, frozen = training.frozen(model)
+  compiled = step.lower(state, frozen, batch, None).compile()
+  assert len(re.findall(r" call\(", compiled.as_text())) == calls
+  donated = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer))
+  assert compiled.memory_analysis().alias_size_in_bytes > donated
 
 
 def test_nothing_is_transferred_unasked(stepped):
