@@ -12,6 +12,7 @@ the reader's. Prints bytes read and resident memory, by process.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ import tokenizers
 
 from sira_jax import sharding
 from sira_jax.formats import huggingface, huggingface_writer
-from sira_jax.models import decoder
+from sira_jax.models import decoder, outlines
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = 8
@@ -53,8 +54,8 @@ def write(
   folder: pathlib.Path, config: decoder.DecoderConfig = CONFIG
 ) -> tuple[int, int, int]:
   """Writes the checkpoint; its bytes, files and the largest tensor's bytes."""
-  model = nnx.eval_shape(
-    lambda: decoder.Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+  model = outlines.outline(
+    functools.partial(decoder.Decoder, config, dtype=jnp.bfloat16)
   )
   noise = np.random.default_rng(0).normal(size=2**20).astype(jnp.bfloat16)
   fill = lambda x: np.resize(noise, x.shape)  # noqa: E731
